@@ -1,0 +1,160 @@
+"""A federation on this machine: clients one after another, or side by side in worker processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from fedunlearn.architecture import Architecture
+from fedunlearn.backends.pool import Pool
+from fedunlearn.client import Client, View, execute
+from fedunlearn.federation import ClientId, Predicate, Program, Reply, Turn
+from fedunlearn.weights import Weights
+
+__all__ = ["InProcess", "best_device"]
+
+
+class InProcess:
+    """All clients on one machine; see `fedunlearn.federation.Federation`.
+
+    On the CPU, one and several workers give the same bits, with dropout too: each worker computes with one
+    thread, and all that is random is drawn per turn and client.
+
+    Args:
+        build: builds the network, or an `Architecture`.
+        clients: who takes part, in this order.
+        workers: processes that work side by side. None: as many as cores, but not before about a second of work
+            has been done here, so that a short run need not wait for them to start; 1 on a GPU.
+        device: where to compute; None: a GPU if there is one.
+
+    Raises:
+        ValueError: two clients have the same id.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module] | Architecture,
+        clients: Iterable[Client],
+        *,
+        workers: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        architecture = build if isinstance(build, Architecture) else Architecture(build)
+        by_id: dict[ClientId, Client] = {}
+        for client in clients:
+            if client.id in by_id:
+                raise ValueError(f"two clients have the id {client.id!r}: ids must differ")
+            by_id[client.id] = client
+        device = best_device() if device is None else torch.device(device)
+        self._engine = _Engine(architecture, MappingProxyType(by_id), device, workers)
+        self._view = View()
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the clients' networks."""
+        return self._engine.architecture
+
+    @cached_property
+    def clients(self) -> tuple[ClientId, ...]:
+        """See `Federation.clients`."""
+        every = self._engine.clients
+        if not self._view.keeps:
+            return tuple(id for id, client in every.items() if not bool(client.validation.all()))
+        return tuple(id for id, client in every.items() if len(self._view.of(client).positions(None, "train")))
+
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        """See `Federation.run`."""
+        here = self.clients
+        asked = here if clients is None else tuple(id for id in here if id in set(clients))
+        if clients is not None and (strangers := sorted(set(clients) - set(here))):
+            raise KeyError(f"no such client here: {', '.join(strangers)}")
+        return self._engine.run(program, weights, turn, self._view, asked)
+
+    def where(self, keeps: Predicate) -> InProcess:
+        """See `Federation.where`."""
+        return self._viewed(View((*self._view.keeps, keeps), self._view.request))
+
+    def marking(self, request: Predicate) -> InProcess:
+        """See `Federation.marking`."""
+        return self._viewed(View(self._view.keeps, request))
+
+    def close(self) -> None:
+        """End the workers; they start again when they are needed."""
+        self._engine.close()
+
+    def _viewed(self, view: View) -> InProcess:
+        other = object.__new__(InProcess)
+        other._engine, other._view = self._engine, view
+        return other
+
+
+def best_device() -> torch.device:
+    """CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class _Engine:
+    """Executes; shared by all views of a federation."""
+
+    _PATIENCE = 1.0  # seconds of work here before workers are started: about half of what starting them takes
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        clients: Mapping[ClientId, Client],
+        device: torch.device,
+        workers: int | None,
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        self.architecture, self.clients, self.device = architecture, clients, device
+        self._patient = workers is None
+        self._workers = workers or (_cores() if device.type == "cpu" else 1)
+        self._worked = 0.0  # seconds, here
+        self._pool: Pool | None = None
+
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, view: View, asked: Sequence[ClientId]
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        for position, client in enumerate(asked):
+            if (pool := self._ready_pool()) is not None:
+                yield from pool.run((program, weights, turn, view), asked[position:])
+                return
+            started = time.perf_counter()
+            threads = torch.get_num_threads()
+            if self.device.type == "cpu":
+                torch.set_num_threads(1)  # the same bits as in a worker
+            try:
+                reply = execute(program, weights, turn, view.of(self.clients[client]), self.architecture, self.device)
+            finally:
+                torch.set_num_threads(threads)
+            self._worked += time.perf_counter() - started
+            yield client, reply
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _ready_pool(self) -> Pool | None:
+        """The pool, once it is worth its start and has started; until then work is done here."""
+        if self._workers == 1 or (self._patient and self._worked < self._PATIENCE):
+            return None
+        if self._pool is None or not self._pool.close.alive:
+            everybody = dict(self.clients)
+            self._pool = Pool(self._workers, (self.architecture, everybody, self.device))
+        return self._pool if self._pool.ready(wait=not self._patient) else None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,106 @@
+"""Programs and predicates as JSON: a type's name and its fields. Never pickle: what comes from elsewhere is not run.
+
+    >>> encode(ForgetClass(3))[0]
+    {'type': 'fedunlearn.requests:ForgetClass', 'fields': {'label': 3}}
+
+`Weights` in fields travel beside the JSON, as tensors; the JSON holds their position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedunlearn.weights import Weights
+
+__all__ = ["WireError", "decode", "encode", "weights_in"]
+
+
+class WireError(ValueError):
+    """A message that cannot be sent, or that is refused."""
+
+
+def encode(value: object) -> tuple[Any, list[Weights]]:
+    """JSON of a frozen dataclass (nested ones, tuples, mappings and plain values too), and the weights in it.
+
+    Raises:
+        WireError: it holds something that does not travel.
+    """
+    weights: list[Weights] = []
+    return _encode(value, weights), weights
+
+
+def decode(message: Any, weights: Sequence[Weights] = (), allow: Iterable[type] = ()) -> Any:
+    """What `encode` was given. Only dataclasses of this package and those in ``allow`` are made.
+
+    Raises:
+        WireError: the message is malformed or names another type.
+    """
+    allowed = {_name(kind): kind for kind in allow}
+    try:
+        return _decode(message, weights, allowed)
+    except WireError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+        raise WireError(f"a malformed message: {error!r}") from error
+
+
+def weights_in(value: object) -> list[Weights]:
+    """All weights in the fields of a program, nested ones too."""
+    if isinstance(value, Weights):
+        return [value]
+    if dataclasses.is_dataclass(value):
+        return [w for f in dataclasses.fields(value) for w in weights_in(getattr(value, f.name))]
+    if isinstance(value, Mapping):
+        return [w for item in value.values() for w in weights_in(item)]
+    if isinstance(value, (tuple, list)):
+        return [w for item in value for w in weights_in(item)]
+    return []
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _encode(value: object, weights: list[Weights]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Weights):
+        weights.append(value)
+        return {"weights": len(weights) - 1}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _encode(getattr(value, f.name), weights) for f in dataclasses.fields(value) if f.init}
+        return {"type": _name(type(value)), "fields": fields}
+    if isinstance(value, (tuple, list)):
+        return [_encode(item, weights) for item in value]
+    if isinstance(value, Mapping):
+        return {"map": [[_encode(key, weights), _encode(item, weights)] for key, item in value.items()]}
+    raise WireError(f"{type(value).__name__} does not travel: use a frozen dataclass of plain values and weights")
+
+
+def _decode(message: Any, weights: Sequence[Weights], allowed: Mapping[str, type]) -> Any:
+    if message is None or isinstance(message, (bool, int, float, str)):
+        return message
+    if isinstance(message, list):
+        return tuple(_decode(item, weights, allowed) for item in message)
+    if message.keys() == {"weights"}:
+        return weights[message["weights"]]
+    if message.keys() == {"map"}:
+        return {_decode(key, weights, allowed): _decode(item, weights, allowed) for key, item in message["map"]}
+    kind = allowed.get(message["type"]) or _own(message["type"])
+    return kind(**{name: _decode(item, weights, allowed) for name, item in message["fields"].items()})
+
+
+def _own(name: str) -> type:
+    """A dataclass that is defined in this package, by its full name."""
+    module, _, attribute = name.partition(":")
+    if module.startswith("fedunlearn.") and attribute.isidentifier():
+        try:
+            kind = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError):
+            kind = None
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module:
+            return kind
+    raise WireError(f"{name} is refused: it is neither of fedunlearn nor on the list of allowed programs")

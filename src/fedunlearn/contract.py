@@ -1,0 +1,360 @@
+"""The contract that every method keeps, as checks that anyone can run on a method of their own.
+
+    for name, check in CHECKS.items():
+        check(Case(MyMethod(), small_task(ForgetClient("0")), cost=Traffic()))
+
+A check that fails raises AssertionError with a sentence. Each looks at one promise only, so that a method which
+breaks one is caught by one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedunlearn.backends.in_process import InProcess
+from fedunlearn.backends.metered import Ledger, Metered, Traffic
+from fedunlearn.client import Client
+from fedunlearn.evaluation.follow import Step, follow
+from fedunlearn.federation import (
+    Batch,
+    Choose,
+    ClientContext,
+    ClientId,
+    Federation,
+    Part,
+    Phase,
+    Predicate,
+    Program,
+    Reply,
+    Turn,
+)
+from fedunlearn.programs import SGD, LocalTraining
+from fedunlearn.randomness import generator
+from fedunlearn.requests import Rest
+from fedunlearn.rounds import train
+from fedunlearn.samples import TensorSamples
+from fedunlearn.task import Method, NeedsError, Task
+from fedunlearn.weights import Weights
+
+__all__ = ["CHECKS", "Case", "SmallNet", "small_federation", "small_task"]
+
+RECOVERY = 2  # rounds of recovery that the checks follow
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method on a small task.
+
+    Attributes:
+        method: to be checked.
+        task: a small one, as `small_task` makes it.
+        cost: traffic of the unlearning step, in closed form.
+    """
+
+    method: Method
+    task: Task
+    cost: Traffic
+
+
+class SmallNet(nn.Module):
+    """A network with all that is awkward: BatchNorm with its integer counter, dropout, a convolution without bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.25)
+        self.head = nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, 1, 6, 6) to scores (n, 3)."""
+        x = nn.functional.max_pool2d(torch.relu(self.norm(self.conv(x))), 2)
+        scores: Tensor = self.head(self.drop(x.flatten(1)))
+        return scores
+
+
+def small_federation(workers: int = 1) -> InProcess:
+    """Four clients "0" to "3" with 20, 21, 22 and 23 samples of three classes, a fifth of them for validation."""
+    sizes = (20, 21, 22, 23)
+    rng = generator("small federation")
+    labels = torch.arange(sum(sizes)) % 3
+    images = torch.randn(len(labels), 1, 6, 6, generator=rng) + labels.view(-1, 1, 1, 1)
+    samples, ends = TensorSamples(images, labels), torch.tensor(sizes).cumsum(0).tolist()
+    clients = [
+        Client.of(str(k), samples, range(end - size, end)) for k, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
+    return InProcess(SmallNet, clients, workers=workers, device="cpu")
+
+
+def small_task(request: Predicate, federation: InProcess | None = None) -> Task:
+    """A task on `small_federation` (or one like it), whose model has had two rounds of training."""
+    federation = federation or small_federation()
+    training = LocalTraining(SGD(lr=0.05, momentum=0.9, weight_decay=0.0), batch_size=8)
+    weights = train(federation, federation.architecture.fresh(1), training, rounds=2, seed=1)
+    return Task.of(federation, weights, request, training, federation.architecture, seed=2)
+
+
+def same_seed_same_bits(case: Case) -> None:
+    """Twice the same task, the same bits."""
+    once, again = _followed(case), _followed(case)
+    assert len(once) == len(again), f"{len(once)} rounds, then {len(again)}"
+    _same_rounds(once, again, "a second run with the same seed gives")
+
+
+def inputs_unchanged(case: Case) -> None:
+    """Nothing of the task is changed."""
+    task = _own_copy(case.task)
+    _read(follow(case.method, task, RECOVERY))
+    assert task.weights.same_bits(case.task.weights), "the method changed the weights that it was given"
+
+
+def needs_are_true(case: Case) -> None:
+    """What a method does not declare, it does without; what it declares, it is refused without.
+
+    Undeclared needs are denied one by one: data to be forgotten and clients that stay answer with an error,
+    labels are hidden, single updates are masked so that only their mean is right, as in secure aggregation.
+    """
+    needs, task = case.method.needs, case.task
+    if needs.forget_data == "none" and not needs.target_online:
+        _unlearnt(case, _with(task, forgotten=_Denied, everyone=_Denied))
+        _unlearnt(case, replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained))
+    if not needs.retain_online:
+        _unlearnt(case, _with(task, retained=_Denied, everyone=_Denied))
+    if needs.history is None:
+        _unlearnt(case, replace(task, history=None))
+    if not needs.proxy:
+        _unlearnt(case, replace(task, proxy=None))
+    if needs.forget_data == "inputs":
+        blind = _with(task, forgotten=_Blindfolded, everyone=_Blindfolded)
+        _same_rounds(_unlearnt(case, task), _unlearnt(case, blind), "with labels of the forgotten samples hidden,")
+    if not needs.per_client_updates:
+        masked = _with(task, retained=_Masked, forgotten=_Masked, everyone=_Masked)
+        for plain, hidden in zip(_unlearnt(case, task), _unlearnt(case, masked), strict=True):
+            difference = (plain.round.after - hidden.round.after).norm()
+            assert difference <= 1e-3, f"it reads single updates, which it does not declare (off by {difference:.2g})"
+    task.require(needs, case.method.name)
+    for lacking in _denials(case):
+        try:
+            lacking.require(needs, case.method.name)
+        except NeedsError:
+            continue
+        raise AssertionError("a need that it declares is not asked for")
+
+
+def costs_are_the_closed_form(case: Case) -> None:
+    """The account of the unlearning step equals the closed form."""
+    ledger = Ledger()
+    task = case.task
+    metered = replace(
+        _own_copy(task),
+        everyone=Metered(task.everyone, ledger),
+        retained=Metered(task.retained, ledger),
+        forgotten=Metered(task.forgotten, ledger),
+    )
+    _read(follow(case.method, metered, 0))
+    assert ledger.phases["unlearn"] == case.cost, f"it costs {ledger.phases['unlearn']}, the closed form is {case.cost}"
+
+
+def integer_buffers_are_copied(case: Case) -> None:
+    """An integer buffer is neither averaged nor negated: it is that of the model that was sent."""
+    counters = {n: b for n, b in case.task.weights.buffers.items() if not b.is_floating_point()}
+    assert counters, "the task's network has no integer buffer to check"
+    for step in _followed(case):
+        for name, before in counters.items():
+            after = step.round.after.buffers[name]
+            known = torch.equal(after, before) or not bool(after.any())  # zero: of a fresh network
+            assert after.dtype == before.dtype and known, f"{name} became {after} in {step.phase} round {step.round.number}"
+
+
+def those_who_stay_take_part(case: Case) -> None:
+    """In recovery every client that keeps data takes part in every round, and no other."""
+    seen: list[tuple[Phase, int, ClientId]] = []
+    watched = _with(_own_copy(case.task), **dict.fromkeys(_FEDERATIONS, lambda inner: _Watched(inner, seen)))
+    _read(follow(case.method, watched, RECOVERY))
+    for number in range(RECOVERY):
+        here = [client for phase, n, client in seen if phase == "recover" and n == number]
+        assert here == list(case.task.retained.clients), f"recovery round {number} was done by {here}"
+
+
+def results_are_finite(case: Case) -> None:
+    """No tensor of any round holds NaN or infinity."""
+    for step in _followed(case):
+        assert step.round.after.finite(), f"{step.phase} round {step.round.number} is not finite"
+
+
+def resumed_after_any_round(case: Case) -> None:
+    """Killed after any round and resumed from it, the rounds that follow have the same bits."""
+    steps = _followed(case)
+    for at, saved in enumerate(steps):
+        rest = list(follow(case.method, _own_copy(case.task), RECOVERY, saved))
+        where = f"resumed after {saved.phase} round {saved.round.number}"
+        assert len(rest) == len(steps) - at - 1, f"{where}: {len(rest)} rounds follow, not {len(steps) - at - 1}"
+        _same_rounds(steps[at + 1 :], rest, f"{where}:")
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    check.__name__: check
+    for check in (
+        same_seed_same_bits,
+        inputs_unchanged,
+        needs_are_true,
+        costs_are_the_closed_form,
+        integer_buffers_are_copied,
+        those_who_stay_take_part,
+        results_are_finite,
+        resumed_after_any_round,
+    )
+}
+
+_FEDERATIONS = ("everyone", "retained", "forgotten")
+
+
+def _followed(case: Case) -> list[Step]:
+    return list(follow(case.method, _own_copy(case.task), RECOVERY))
+
+
+def _unlearnt(case: Case, task: Task) -> list[Step]:
+    return list(follow(case.method, _own_copy(task), 0))
+
+
+def _read(steps: Iterator[Step]) -> None:
+    for _ in steps:
+        pass
+
+
+def _own_copy(task: Task) -> Task:
+    """So that a method which changes its input spoils no other check."""
+    return replace(task, weights=copy.deepcopy(task.weights))
+
+
+def _same_rounds(some: Sequence[Step], others: Sequence[Step], what: str) -> None:
+    for a, b in zip(some, others, strict=True):
+        same = a.phase == b.phase and a.round.number == b.round.number and a.round.after.same_bits(b.round.after)
+        assert same, f"{what} other bits in {a.phase} round {a.round.number}"
+
+
+def _with(task: Task, **wraps: Callable[[Federation], Federation]) -> Task:
+    return replace(task, **{name: wrap(getattr(task, name)) for name, wrap in wraps.items()})  # type: ignore[arg-type]
+
+
+def _denials(case: Case) -> Iterator[Task]:
+    """Tasks that lack one thing each that the method declares."""
+    needs, task = case.method.needs, case.task
+    if needs.history is not None:
+        yield replace(task, history=None)
+    if needs.proxy:
+        yield replace(task, proxy=None)
+    if needs.forget_data != "none" or needs.target_online:
+        yield replace(task, forgotten=task.forgotten.where(_Nobody()))
+    if needs.retain_online:
+        yield replace(task, retained=task.retained.where(_Nobody()))
+    if needs.whole_clients:
+        yield replace(task, targets=())
+
+
+@dataclass(frozen=True)
+class _Nobody:
+    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
+        return torch.zeros(labels.shape, dtype=torch.bool)
+
+
+class _Around:
+    """A federation that does to another's replies what a subclass says."""
+
+    def __init__(self, inner: Federation) -> None:
+        self.inner = inner
+
+    @property
+    def clients(self) -> tuple[ClientId, ...]:
+        return self.inner.clients
+
+    def around(self, inner: Federation) -> Federation:
+        return type(self)(inner)
+
+    def where(self, keeps: Predicate) -> Federation:
+        return self.around(self.inner.where(keeps))
+
+    def marking(self, request: Predicate) -> Federation:
+        return self.around(self.inner.marking(request))
+
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        return self.inner.run(program, weights, turn, clients)
+
+
+class _Denied(_Around):
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        raise AssertionError("the unlearning step asks clients that it does not declare a need for")
+
+
+class _Watched(_Around):
+    def __init__(self, inner: Federation, seen: list[tuple[Phase, int, ClientId]]) -> None:
+        super().__init__(inner)
+        self.seen = seen
+
+    def around(self, inner: Federation) -> Federation:
+        return _Watched(inner, self.seen)
+
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        for client, reply in self.inner.run(program, weights, turn, clients):
+            self.seen.append((turn.phase, turn.number, client))
+            yield client, reply
+
+
+class _Masked(_Around):
+    """Secure aggregation's view of replies: each is hidden by noise that cancels in the mean over samples."""
+
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        replies = list(self.inner.run(program, weights, turn, clients))
+        for at, (client, reply) in enumerate(replies):
+            if reply.weights is not None and len(replies) > 1:
+                ours, next_one = self._noise(reply.weights, at), self._noise(reply.weights, (at + 1) % len(replies))
+                reply = replace(reply, weights=reply.weights + (ours - next_one) * (1 / reply.samples))
+            yield client, reply
+
+    def _noise(self, like: Weights, number: int) -> Weights:
+        rng = generator("mask", number)
+        return like.map(lambda tensor: torch.randn(tensor.shape, generator=rng))
+
+
+class _Blindfolded(_Around):
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        return self.inner.run(_WithoutLabels(program), weights, turn, clients)
+
+
+@dataclass(frozen=True)
+class _WithoutLabels:
+    """A program that is shown class 0 for every sample to be forgotten."""
+
+    program: Program
+
+    def __call__(self, context: ClientContext) -> Reply:
+        return self.program(_Unlabelled(context))
+
+
+class _Unlabelled:
+    def __init__(self, context: ClientContext) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._context, name)
+
+    def batches(
+        self, epoch: int, size: int, *, of: Choose | None = None, part: Part = "train", train: bool = True
+    ) -> Iterator[Batch]:
+        for batch in self._context.batches(epoch, size, of=of, part=part, train=train):
+            yield Batch(batch.x, torch.where(batch.forget, 0, batch.y), batch.forget)

@@ -1,0 +1,69 @@
+"""Watching a method: its rounds with the time that each took. Scoring and stopping are the reader's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from fedunlearn.federation import Phase
+from fedunlearn.rounds import Round
+from fedunlearn.task import Method, Task
+from fedunlearn.weights import Weights
+
+__all__ = ["Step", "follow", "unlearn"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A round that a method has done: in which phase, and in how many seconds of its own."""
+
+    phase: Phase
+    round: Round
+    seconds: float
+
+
+def follow(method: Method, task: Task, rounds: int, resume: Step | None = None) -> Iterator[Step]:
+    """The unlearning step of ``method``, then ``rounds`` rounds of recovery.
+
+    What is read between two steps (scoring, saving) is not in anybody's seconds. After an interruption, hand in
+    the last step that was saved: the same bits follow as without it. Where there is nothing to forget, nothing
+    is done.
+
+    Raises:
+        NeedsError: the method cannot run on this task; nothing has run.
+    """
+    if task.empty:
+        return
+    task.require(method.needs, method.name)
+    saved = resume.round if resume else None
+    weights, start = saved.after if saved else task.weights, 0
+    if resume is None or resume.phase == "unlearn":
+        for step in _timed("unlearn", method.unlearn(task, saved)):
+            weights = step.round.after
+            yield step
+    else:
+        start = resume.round.number + 1
+    yield from _timed("recover", islice(method.recover(task, weights, start), max(rounds - start, 0)))
+
+
+def unlearn(method: Method, task: Task, rounds: int) -> Weights:
+    """The model after ``method`` and ``rounds`` rounds of recovery.
+
+    Raises:
+        NeedsError: the method cannot run on this task; nothing has run.
+    """
+    weights = task.weights
+    for step in follow(method, task, rounds):
+        weights = step.round.after
+    return weights
+
+
+def _timed(phase: Phase, rounds: Iterator[Round]) -> Iterator[Step]:
+    while True:
+        started = time.perf_counter()
+        done = next(rounds, None)
+        if done is None:
+            return
+        yield Step(phase, done, time.perf_counter() - started)

@@ -1,0 +1,80 @@
+"""NoT: Federated Unlearning via Weight Negation. Khalil, Brunswic, Lamghari, Li, Beitollahi, Chen. CVPR 2025."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedunlearn.federation import ClientContext, Reply
+from fedunlearn.layers import FIRST, Selection
+from fedunlearn.negation import negate
+from fedunlearn.rounds import Round, aggregate
+from fedunlearn.task import Method, Needs, Task
+from fedunlearn.weights import Weights
+
+__all__ = ["NoT", "Recalibrate"]
+
+
+@dataclass(frozen=True)
+class NoT(Method):
+    """Algorithm 1: the server multiplies one well-chosen layer by -1; those who stay fine-tune.
+
+    Free: no bytes, no passes, no history, neither the data to be forgotten nor the client that held it.
+
+    Attributes:
+        layers: what to negate; the first layer that the input flows through, unless said otherwise.
+        include_bias: whether a layer's bias is negated with its weight. The paper's listing (section 11) takes
+            single parameter tensors, so the weight alone.
+        batchnorm: what becomes of the running mean behind a negated layer. "negate_mean" lets it follow, so that
+            evaluation agrees with training; "leave" is the paper's listing; "recalibrate" estimates all running
+            statistics anew from what stays, in one round that sends models and needs those clients.
+    """
+
+    layers: Selection = FIRST
+    include_bias: bool = False
+    batchnorm: Literal["negate_mean", "leave", "recalibrate"] = "negate_mean"
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing, but for "recalibrate"."""
+        return Needs(retain_online=self.batchnorm == "recalibrate")
+
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        """Negate (line 9 of Algorithm 1)."""
+        if resume is None:
+            resume = Round(0, self._negated(task))
+            yield resume
+        if self.batchnorm == "recalibrate" and resume.number == 0:
+            statistics = Recalibrate(task.training.batch_size)
+            yield Round(1, aggregate(task.retained, resume.after, statistics, task.turn(1)))
+
+    def _negated(self, task: Task) -> Weights:
+        batchnorm = "leave" if self.batchnorm == "recalibrate" else self.batchnorm
+        return negate(
+            task.weights, self.layers, like=task.architecture.template, include_bias=self.include_bias, batchnorm=batchnorm
+        )
+
+
+@dataclass(frozen=True)
+class Recalibrate:
+    """Estimate BatchNorm's running statistics anew: the mean over a client's batches, parameters untouched."""
+
+    batch_size: int
+
+    def __call__(self, context: ClientContext) -> Reply:
+        """See `Program`."""
+        model = context.model.eval()  # dropout stays off
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.reset_running_stats()
+                module.momentum = None  # a plain mean over batches
+                module.train()
+        with torch.no_grad():
+            for batch in context.batches(0, self.batch_size):
+                model(batch.x)
+        return Reply(Weights.of(model), context.samples())

@@ -1,0 +1,80 @@
+"""What is asked to be forgotten: one predicate over samples, so client-, class- and instance-wise need no branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedunlearn.federation import ClientId, Predicate
+
+__all__ = ["AnyOf", "ForgetClass", "ForgetClient", "ForgetInstances", "Rest"]
+
+
+@dataclass(frozen=True)
+class ForgetClient:
+    """All samples of one client."""
+
+    client: ClientId
+
+    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
+        """See `Predicate`."""
+        return torch.full(labels.shape, client == self.client)
+
+
+@dataclass(frozen=True)
+class ForgetClass:
+    """All samples of one class, wherever they are."""
+
+    label: int
+
+    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
+        """See `Predicate`."""
+        return labels == self.label
+
+
+@dataclass(frozen=True)
+class ForgetInstances:
+    """Single samples, by their positions among all samples of their client (training and validation alike)."""
+
+    instances: Mapping[ClientId, tuple[int, ...]]
+
+    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
+        """See `Predicate`.
+
+        Raises:
+            IndexError: the client has no such sample.
+        """
+        meant = torch.zeros(labels.shape, dtype=torch.bool)
+        for position in self.instances.get(client, ()):
+            if not 0 <= position < len(labels):
+                raise IndexError(f"client {client} has samples 0 to {len(labels) - 1}, but {position} is to be forgotten")
+            meant[position] = True
+        return meant
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Several requests at once."""
+
+    requests: tuple[Predicate, ...]
+
+    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
+        """See `Predicate`."""
+        meant = torch.zeros(labels.shape, dtype=torch.bool)
+        for request in self.requests:
+            meant |= request(client, labels)
+        return meant
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Everything but what a request means."""
+
+    request: Predicate
+
+    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
+        """See `Predicate`."""
+        return ~self.request(client, labels)

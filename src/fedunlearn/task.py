@@ -1,0 +1,184 @@
+"""A task: all that a method may see; and what a method must say of itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from fedunlearn.architecture import Architecture
+from fedunlearn.federation import ClientId, Federation, Phase, Predicate, Turn
+from fedunlearn.history import History, HistoryKind
+from fedunlearn.programs import LocalTraining
+from fedunlearn.randomness import stable_seed
+from fedunlearn.requests import AnyOf, ForgetClient, Rest
+from fedunlearn.rounds import Round, fedavg
+from fedunlearn.weights import Weights
+
+__all__ = ["Method", "Needs", "NeedsError", "Task"]
+
+
+class NeedsError(ValueError):
+    """A method cannot run on a task; the sentence says what it lacks and what to do."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method cannot do without in its unlearning step: its row of the capability matrix.
+
+    Attributes:
+        history: kind of history that the server must have kept.
+        forget_data: what is read of the data to be forgotten.
+        target_online: whether those who leave must take part.
+        retain_online: whether those who stay must take part.
+        proxy: whether the server must hold data of its own.
+        per_client_updates: whether the server must see single updates (which secure aggregation hides).
+        whole_clients: whether only whole clients can be forgotten.
+    """
+
+    history: HistoryKind | None = None
+    forget_data: Literal["none", "inputs", "labelled"] = "none"
+    target_online: bool = False
+    retain_online: bool = False
+    proxy: bool = False
+    per_client_updates: bool = False
+    whole_clients: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A request on a trained model, with all that a method may see.
+
+    Attributes:
+        weights: the trained global model.
+        everyone: all samples, flagged by the request: the only place where forget and retain meet in a batch.
+        retained: what stays.
+        forgotten: what is to go; without clients if those who held it have left.
+        targets: clients that go wholly, also those that have left: a history knows them by name.
+        training: the ordinary local training, of which recovery consists.
+        architecture: how networks are built.
+        seed: of all randomness.
+        history: what the server kept.
+        proxy: the server's own data, a federation of one.
+    """
+
+    weights: Weights
+    everyone: Federation
+    retained: Federation
+    forgotten: Federation
+    targets: tuple[ClientId, ...]
+    training: LocalTraining
+    architecture: Architecture
+    seed: int = 0
+    history: History | None = None
+    proxy: Federation | None = None
+
+    @classmethod
+    def of(
+        cls,
+        federation: Federation,
+        weights: Weights,
+        request: Predicate,
+        training: LocalTraining,
+        architecture: Architecture,
+        *,
+        seed: int = 0,
+        left: tuple[ClientId, ...] = (),
+        history: History | None = None,
+        proxy: Federation | None = None,
+    ) -> Task:
+        """The task of answering ``request``.
+
+        Args:
+            federation: of all clients, also those in ``left`` (whom no method will then reach).
+            weights: the trained global model.
+            request: what is to be forgotten.
+            training: the ordinary local training.
+            architecture: how networks are built.
+            seed: of all randomness.
+            left: clients that are gone already: their whole data is to be forgotten, without them.
+            history: what the server kept.
+            proxy: the server's own data.
+        """
+        if left:
+            gone = AnyOf(tuple(map(ForgetClient, left)))
+            present = federation.where(Rest(gone))
+        else:
+            present = federation
+        retained, forgotten = present.where(Rest(request)), present.where(request)
+        wholly = tuple(client for client in forgotten.clients if client not in retained.clients)
+        return cls(
+            weights, present.marking(request), retained, forgotten, (*wholly, *left), training, architecture, seed,
+            history, proxy,
+        )  # fmt: skip
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to forget."""
+        return not self.targets and not self.forgotten.clients
+
+    def fresh(self, *purpose: object) -> Weights:
+        """Newly initialised weights, by a seed that depends on the task's and on what they are for."""
+        return self.architecture.fresh(stable_seed(self.seed, "fresh", *purpose))
+
+    def turn(self, number: int = 0, step: str = "", phase: Phase = "unlearn") -> Turn:
+        """A turn of this task."""
+        return Turn(self.seed, phase, number, step)
+
+    def require(self, needs: Needs, who: str) -> None:
+        """Make sure, before anything runs, that nothing is missing that ``who`` needs.
+
+        Joint methods would otherwise silently become fine-tuning when the target has left.
+
+        Raises:
+            NeedsError: something is missing; the sentence names all of it and what to do.
+        """
+        lacking = []
+        kinds = self.history.kinds if self.history is not None else frozenset()
+        if needs.history is not None and needs.history not in (kinds | ({"norms"} if "updates" in kinds else set())):
+            lacking.append(f"a history of kind {needs.history!r}: record it while training")
+        absent = sorted(set(self.targets) - set(self.forgotten.clients)) or not self.forgotten.clients
+        if needs.forget_data != "none" and absent:
+            lacking.append("the data to be forgotten, whose holder has left: choose a method that does without")
+        elif needs.target_online and absent:
+            lacking.append("the leaving client, which is gone: choose a method that does without")
+        if needs.retain_online and not self.retained.clients:
+            lacking.append("clients that stay: nobody is left, so drop the model instead")
+        if needs.proxy and self.proxy is None:
+            lacking.append("proxy data at the server: give the task a proxy federation")
+        if needs.whole_clients and set(self.forgotten.clients) - set(self.targets):
+            lacking.append("a request for whole clients: it cannot forget a part of a client")
+        if lacking:
+            raise NeedsError(f"{who} needs " + "; and ".join(lacking))
+
+
+class Method(ABC):
+    """A way to unlearn: a frozen dataclass of hyper-parameters.
+
+    A method is its unlearning step; recovery is the same endless FedAvg on what stays, for all of them. A method
+    cannot print, time, score or stop itself: whoever reads its rounds does.
+    """
+
+    @property
+    def name(self) -> str:
+        """As in the paper's tables."""
+        return type(self).__name__
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """What the unlearning step cannot do without; may depend on hyper-parameters."""
+
+    @abstractmethod
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        """The unlearning step, round by round, numbered from 0: perhaps none, perhaps many.
+
+        Args:
+            task: to be solved; nothing of it may be changed.
+            resume: the last round that was saved; only the rounds after it are yielded, with the same bits.
+        """
+
+    def recover(self, task: Task, weights: Weights, start: int = 0) -> Iterator[Round]:
+        """Ordinary rounds on what stays, without end; the first is numbered ``start``."""
+        return fedavg(task.retained, weights, task.training, task.seed, "recover", start)

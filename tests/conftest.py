@@ -1,0 +1,35 @@
+"""What several tests share: the flag for long tests, and federations of the contract's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fedunlearn.backends.in_process import InProcess
+from fedunlearn.contract import small_federation
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if "long" in item.keywords]
+    if long:  # deselected, not skipped: a skip must have a reason that somebody should look at
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if "long" not in item.keywords]
+
+
+@pytest.fixture(scope="session")
+def one_worker() -> InProcess:
+    return small_federation(workers=1)
+
+
+@pytest.fixture(scope="session")
+def two_workers() -> Iterator[InProcess]:
+    federation = small_federation(workers=2)
+    yield federation
+    federation.close()

@@ -1,0 +1,369 @@
+"""The in-process backend and the wrappers: bits, errors, early stops, scripts without a guard, accounts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedunlearn.backends.in_process import InProcess
+from fedunlearn.backends.metered import Ledger, Metered, Traffic
+from fedunlearn.backends.packing import pack, unpack
+from fedunlearn.backends.sampled import Sampled
+from fedunlearn.backends.wire import WireError, decode, encode, weights_in
+from fedunlearn.client import Client
+from fedunlearn.contract import SmallNet, small_federation
+from fedunlearn.federation import (
+    ClientContext,
+    ClientError,
+    ClientId,
+    Federation,
+    Forgotten,
+    Program,
+    Reply,
+    Retained,
+    Turn,
+    Work,
+)
+from fedunlearn.methods.negation import Recalibrate
+from fedunlearn.programs import SGD, Adam, Constant, Cosine, CrossEntropy, Evaluate, Exponential, LocalTraining
+from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, Rest
+from fedunlearn.rounds import aggregate, train
+from fedunlearn.weights import Weights
+
+TURN = Turn(0, "train", 0)
+TRAINING = LocalTraining(SGD(0.05), batch_size=8)
+
+
+@dataclass(frozen=True)
+class FailAt:
+    client: int
+
+    def __call__(self, context: ClientContext) -> Reply:
+        if context.samples(part="all") == self.client:
+            raise ZeroDivisionError("by nought")
+        return Reply(samples=context.samples(part="all"))
+
+
+@dataclass(frozen=True)
+class Die:
+    def __call__(self, context: ClientContext) -> Reply:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return Reply()
+
+
+@dataclass(frozen=True)
+class WhereAmI:
+    def __call__(self, context: ClientContext) -> Reply:
+        return Reply(metrics={"pid": os.getpid(), "threads": torch.get_num_threads()})
+
+
+@pytest.fixture(params=["one_worker", "two_workers"])
+def federation(request: pytest.FixtureRequest) -> InProcess:
+    found: InProcess = request.getfixturevalue(request.param)
+    return found
+
+
+def test_replies_come_in_client_order_and_only_from_those_asked(federation: InProcess) -> None:
+    weights = federation.architecture.fresh(0)
+    assert [c for c, _ in federation.run(TRAINING, weights, TURN)] == ["0", "1", "2", "3"]
+    assert [c for c, _ in federation.run(TRAINING, weights, TURN, ["3", "1"])] == ["1", "3"]
+    with pytest.raises(KeyError, match="no such client here: 7, x"):
+        federation.run(TRAINING, weights, TURN, ["x", "1", "7"])
+    with pytest.raises(KeyError, match="no such client here: 1"):
+        federation.where(Rest(ForgetClient("1"))).run(TRAINING, weights, TURN, ["1"])
+
+
+def test_an_error_carries_the_clients_id_and_the_federation_goes_on(federation: InProcess) -> None:
+    weights = federation.architecture.fresh(0)
+    replies = federation.run(FailAt(22), weights, TURN)
+    assert [next(replies)[0], next(replies)[0]] == ["0", "1"]
+    with pytest.raises(ClientError, match="client 2, train round 0: by nought"):
+        next(replies)
+    assert len(list(federation.run(TRAINING, weights, TURN))) == 4
+
+
+def test_a_reader_may_stop_early(federation: InProcess) -> None:
+    weights = federation.architecture.fresh(0)
+    expected = aggregate(federation, weights, TRAINING, TURN)
+    replies = federation.run(TRAINING, weights, TURN)
+    next(replies)
+    replies.close()
+    assert aggregate(federation, weights, TRAINING, TURN).same_bits(expected)
+
+
+def test_a_round_inside_a_round_is_refused(two_workers: InProcess) -> None:
+    weights = two_workers.architecture.fresh(0)
+    outer = two_workers.run(TRAINING, weights, TURN)
+    next(outer)
+    with pytest.raises(RuntimeError, match="read a round to its end"):
+        next(two_workers.run(TRAINING, weights, TURN))
+    assert len(list(outer)) == 3
+
+
+def test_workers_are_processes_with_one_thread(two_workers: InProcess) -> None:
+    replies = [r.metrics for _, r in two_workers.run(WhereAmI(), two_workers.architecture.fresh(0), TURN)]
+    assert {m["threads"] for m in replies} == {1}
+    assert os.getpid() not in {m["pid"] for m in replies}
+
+
+def test_here_too_one_thread_computes_and_the_callers_number_comes_back(one_worker: InProcess) -> None:
+    before = torch.get_num_threads()
+    replies = [r.metrics for _, r in one_worker.run(WhereAmI(), one_worker.architecture.fresh(0), TURN)]
+    assert {m["threads"] for m in replies} == {1}
+    assert torch.get_num_threads() == before
+
+
+def test_a_worker_that_dies_is_an_error_and_others_replace_it() -> None:
+    federation = small_federation(workers=2)
+    weights = federation.architecture.fresh(0)
+    with pytest.raises(RuntimeError, match=r"a worker process died \(exit code -9\)"):
+        list(federation.run(Die(), weights, TURN))
+    assert len(list(federation.run(TRAINING, weights, TURN))) == 4
+    federation.close()
+
+
+def test_patience_changes_no_bit(monkeypatch: pytest.MonkeyPatch, one_worker: InProcess) -> None:
+    """Without a number of workers, a federation begins here and moves to workers in the middle of a round."""
+    import fedunlearn.backends.in_process as module
+
+    monkeypatch.setattr(module, "_cores", lambda: 2)
+    monkeypatch.setattr(module._Engine, "_PATIENCE", 0.0)
+    federation = small_federation()
+    federation._engine._patient, federation._engine._workers = True, 2
+    weights, seen = federation.architecture.fresh(0), set()
+    for number in range(400):
+        turn = Turn(0, "train", number)
+        seen.update(r.metrics["pid"] == os.getpid() for _, r in federation.run(WhereAmI(), weights, turn))
+        if False in seen:
+            break
+        expected = aggregate(one_worker, weights, TRAINING, turn)
+        assert aggregate(federation, weights, TRAINING, turn).same_bits(expected)
+    assert seen == {True, False}
+    assert train(federation, weights, TRAINING, 2).same_bits(train(one_worker, weights, TRAINING, 2))
+    federation.close()
+
+
+GUARDLESS = """
+import torch
+from torch import nn
+from fedunlearn.backends.in_process import InProcess
+from fedunlearn.client import Client
+from fedunlearn.programs import LocalTraining
+from fedunlearn.rounds import train
+
+class Net(nn.Module):  # defined in __main__
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+    def forward(self, x):
+        print("a user's print")
+        return self.layer(x)
+
+data = (torch.randn(40, 2), torch.randint(2, (40,)))
+clients = [Client.of(str(k), data, range(10 * k, 10 * k + 10)) for k in range(4)]
+federation = InProcess(Net, clients, workers=2, device="cpu")
+train(federation, federation.architecture.fresh(0), LocalTraining(), rounds=2)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("standard_input", [False, True])
+def test_scripts_need_no_guard_and_no_file(tmp_path: Path, standard_input: bool) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(GUARDLESS)
+    command = [sys.executable, "-W", "error", "-" if standard_input else str(script)]
+    told = subprocess.run(command, input=GUARDLESS, capture_output=True, text=True, timeout=120, check=False)
+    assert told.stdout.strip().endswith("done"), told.stderr
+    assert told.returncode == 0
+
+
+def test_nothing_is_left_behind_by_a_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    federation = small_federation(workers=2)
+    list(federation.run(TRAINING, federation.architecture.fresh(0), TURN))
+    pool = federation._engine._pool
+    assert pool is not None
+    assert list(tmp_path.iterdir()) == []  # the workers have mapped the data, nobody needs its name
+    federation.close()
+    assert all(process.poll() is not None for process in pool._processes)
+
+
+def test_two_clients_of_one_name_and_no_worker_are_refused() -> None:
+    client = Client.of("a", (torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="two clients have the id 'a'"):
+        InProcess(SmallNet, [client, client])
+    with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
+        InProcess(SmallNet, [client], workers=0)
+
+
+def test_emptied_clients_vanish(one_worker: InProcess) -> None:
+    assert one_worker.where(ForgetClient("2")).clients == ("2",)
+    assert one_worker.where(ForgetInstances({"3": (0, 1, 2)})).clients == ("3",)
+    assert one_worker.where(ForgetClass(9)).clients == ()
+    assert one_worker.where(ForgetClass(1)).where(Rest(ForgetClass(1))).clients == ()
+    assert one_worker.marking(ForgetClass(9)).clients == ("0", "1", "2", "3")
+
+
+def test_tensors_travel_bit_for_bit_without_entering_the_pickle() -> None:
+    tensors = [torch.randn(1000), torch.arange(3), torch.tensor(5), torch.zeros(0, 2), torch.randn(6, 4).t(), torch.randn(3).bfloat16()]
+    frames = pack(tensors)
+    assert len(frames[0]) < 2500
+    for a, b in zip(tensors, unpack([bytearray(frame) for frame in frames]), strict=True):
+        assert torch.equal(a, b)
+        assert a.dtype == b.dtype
+
+
+# --- accounts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rounds_traffic_is_the_closed_form(one_worker: InProcess) -> None:
+    """2 |A| S bytes, and one pass forward and one back for each training sample: 16 + 17 + 18 + 19."""
+    ledger = Ledger()
+    weights = one_worker.architecture.fresh(0)
+    aggregate(Metered(one_worker, ledger), weights, TRAINING, TURN)
+    size, everything = 4 * (4 * 9 + 8 + 36 * 3 + 3), 4 * (4 * 9 + 8 + 36 * 3 + 3) + 4 * 8 + 8
+    assert (weights.parameter_bytes, weights.nbytes) == (size, everything)
+    assert ledger.phases == {"train": Traffic(4 * size, 4 * size, 4 * everything, 4 * everything, Work(70, 70))}
+
+
+def test_views_share_the_account_and_phases_do_not(one_worker: InProcess) -> None:
+    ledger, weights = Ledger(), one_worker.architecture.fresh(0)
+    metered = Metered(one_worker, ledger)
+    list(metered.where(ForgetClient("0")).run(TRAINING, weights, TURN))
+    list(metered.marking(ForgetClass(1)).run(Evaluate(per_sample=True), weights, Turn(0, "evaluate", 0)))
+    assert ledger.phases["train"].work == Work(16, 16)
+    evaluated = ledger.phases["evaluate"]
+    assert (evaluated.down, evaluated.up) == (4 * weights.parameter_bytes, 0)
+    assert evaluated.up_all == 70 * (8 + 1 + 1)
+    snapshot = ledger.copy()
+    list(metered.run(TRAINING, weights, TURN))
+    assert snapshot.phases["train"].work == Work(16, 16)
+
+
+class Unreachable:
+    """A federation in which client 1 never answers."""
+
+    def __init__(self, inner: Federation) -> None:
+        self.inner = inner
+
+    @property
+    def clients(self) -> tuple[ClientId, ...]:
+        return self.inner.clients
+
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        return ((c, r) for c, r in self.inner.run(program, weights, turn, clients) if c != "1")
+
+    where = marking = None  # type: ignore[assignment]
+
+
+def test_who_is_asked_in_vain_has_still_been_sent_a_model(one_worker: InProcess) -> None:
+    ledger, weights = Ledger(), one_worker.architecture.fresh(0)
+    average = aggregate(Metered(Unreachable(one_worker), ledger), weights, TRAINING, TURN)  # type: ignore[arg-type]
+    assert ledger.phases["train"].down == 4 * weights.parameter_bytes
+    assert ledger.phases["train"].up == 3 * weights.parameter_bytes
+    assert average.same_bits(aggregate(one_worker, weights, TRAINING, TURN, ["0", "2", "3"]))
+
+
+@dataclass(frozen=True)
+class WithTeacher:
+    teacher: Weights
+
+    def __call__(self, context: ClientContext) -> Reply:
+        return Reply(extra={"copy": self.teacher})
+
+
+def test_weights_in_a_programs_fields_and_in_extra_are_counted(one_worker: InProcess) -> None:
+    ledger, weights = Ledger(), one_worker.architecture.fresh(0)
+    list(Metered(one_worker, ledger).run(WithTeacher(weights), weights, TURN))
+    assert ledger.phases["train"].down == 4 * 2 * weights.parameter_bytes
+    assert ledger.phases["train"].up_all == 4 * weights.nbytes
+
+
+# --- participation --------------------------------------------------------------------------------------------------
+
+
+def test_a_share_takes_part_and_views_choose_alike(one_worker: InProcess) -> None:
+    weights = one_worker.architecture.fresh(0)
+    half = Sampled(one_worker, 0.5)
+    drawn = [tuple(c for c, _ in half.run(Evaluate(), weights, Turn(0, "train", n))) for n in range(12)]
+    assert {len(d) for d in drawn} == {2}
+    assert len(set(drawn)) > 3
+    assert drawn[3] == tuple(c for c, _ in half.run(Evaluate(), weights, Turn(0, "train", 3, "another step")))
+    for number, all_ in enumerate(drawn):
+        without = half.where(Rest(ForgetClient("1"))).run(Evaluate(), weights, Turn(0, "train", number))
+        assert set(all_) - {"1"} <= {c for c, _ in without}
+    assert [c for c, _ in half.run(Evaluate(), weights, TURN, ["0", "1", "2"])] == ["0", "1", "2"]
+    for share in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=r"must be in \(0, 1\]"):
+            Sampled(one_worker, share)
+
+
+# --- the wire -------------------------------------------------------------------------------------------------------
+
+TRAVELLERS = [
+    TRAINING,
+    LocalTraining(Adam(), Cosine(5), of=Retained(), clip=1.0, batches=3),
+    LocalTraining(schedule=Exponential(0.5), of=Forgotten()),
+    Evaluate(per_sample=True),
+    Recalibrate(8),
+    CrossEntropy(),
+    Constant(),
+    ForgetClient("1"),
+    ForgetClass(3),
+    Rest(AnyOf((ForgetInstances({"0": (1, 2)}), ForgetClass(1)))),
+]
+
+
+@pytest.mark.parametrize("traveller", TRAVELLERS, ids=str)
+def test_programs_and_predicates_travel_as_json(traveller: object) -> None:
+    import json
+
+    message, weights = encode(traveller)
+    assert decode(json.loads(json.dumps(message)), weights) == traveller
+
+
+def test_weights_travel_beside_the_json() -> None:
+    one, two = Weights({"w": torch.ones(2)}), Weights({"w": torch.zeros(2)})
+    message, weights = encode(AnyOf((WithTeacher(one), WithTeacher(two))))  # type: ignore[arg-type]
+    assert weights == [one, two]
+    assert weights_in(WithTeacher(one)) == [one]
+    back = decode(message, weights, allow=[WithTeacher])
+    assert [p.teacher for p in back.requests] == [one, two]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "os:system", "fields": {"command": "true"}},
+        {"type": "fedunlearn.randomness:stable_seed", "fields": {}},
+        {"type": "fedunlearn.backends.metered:Weights", "fields": {}},  # defined elsewhere
+        {"type": "fedunlearn.nothing:Here", "fields": {}},
+        {"type": "fedunlearn.requests:ForgetClass", "fields": {"label": 1, "more": 2}},
+        {"type": "fedunlearn.requests:ForgetClass"},
+        {"weights": 3},
+        {"map": [[1]]},
+        {"type": ["a"], "fields": {}},
+        {},
+        3 + 4j,
+    ],
+)
+def test_what_is_not_ours_is_refused(message: object) -> None:
+    with pytest.raises(WireError):
+        decode(message)
+
+
+def test_what_does_not_travel_is_told_so() -> None:
+    with pytest.raises(WireError, match="function does not travel: use a frozen dataclass"):
+        encode(LocalTraining(loss=lambda context: None))  # type: ignore[arg-type,return-value]
+    with pytest.raises(WireError, match="refused"):
+        decode(encode(FailAt(1))[0])

@@ -1,0 +1,209 @@
+"""Every method keeps the contract; and the contract can fail, each promise for its own reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+
+import pytest
+import torch
+
+from fedunlearn.backends.in_process import InProcess
+from fedunlearn.backends.metered import Traffic
+from fedunlearn.contract import CHECKS, Case, small_task
+from fedunlearn.evaluation.follow import follow
+from fedunlearn.federation import Predicate, Turn, Work
+from fedunlearn.methods.finetune import FineTune
+from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.retrain import Retrain
+from fedunlearn.programs import Evaluate
+from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
+from fedunlearn.rounds import Round, aggregate
+from fedunlearn.task import Method, Needs, Task
+from fedunlearn.weights import Weights
+
+REQUESTS: Mapping[str, Predicate] = {
+    "client": ForgetClient("1"),
+    "class": ForgetClass(2),
+    "instances": ForgetInstances({"0": (0, 5, 7), "2": (3,)}),
+}
+
+
+def free(task: Task) -> Traffic:
+    return Traffic()
+
+
+def one_round_without_gradients(task: Task) -> Traffic:
+    clients = len(task.retained.clients)
+    bytes_sent, bytes_all = clients * task.weights.parameter_bytes, clients * task.weights.nbytes
+    return Traffic(bytes_sent, bytes_sent, bytes_all, bytes_all, Work(forward=train_samples(task)))
+
+
+def train_samples(task: Task) -> int:
+    return sum(r.samples for _, r in task.retained.run(Evaluate(), task.weights, task.turn(phase="evaluate")))
+
+
+# A newcomer's row: the method, and what its unlearning step costs.
+METHODS: list[tuple[Method, Callable[[Task], Traffic]]] = [
+    (Retrain(), free),
+    (FineTune(), free),
+    (NoT(), free),
+    (NoT(batchnorm="recalibrate"), one_round_without_gradients),
+]
+
+
+@pytest.fixture(scope="module", params=["one_worker", "two_workers"])
+def federation(request: pytest.FixtureRequest) -> InProcess:
+    found: InProcess = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module", params=REQUESTS)
+def task(request: pytest.FixtureRequest, federation: InProcess) -> Task:
+    return small_task(REQUESTS[request.param], federation)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(("method", "cost"), METHODS, ids=str)
+def test_keeps_the_contract(method: Method, cost: Callable[[Task], Traffic], task: Task, check: str) -> None:
+    CHECKS[check](Case(method, task, cost(task)))
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+@pytest.mark.parametrize(("method", "_"), METHODS, ids=str)
+def test_one_and_two_workers_give_the_same_bits(
+    method: Method, _: object, request_: Predicate, one_worker: InProcess, two_workers: InProcess
+) -> None:
+    one, two = (list(follow(method, small_task(request_, f), 2)) for f in (one_worker, two_workers))
+    assert [s.phase for s in one] == [s.phase for s in two]
+    assert all(a.round.after.same_bits(b.round.after) for a, b in zip(one, two, strict=True))
+
+
+def test_an_empty_request_is_answered_before_the_method_is_called(one_worker: InProcess) -> None:
+    class Never(Retrain):
+        def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+            raise AssertionError("called")
+
+    assert list(follow(Never(), small_task(ForgetClient("nobody"), one_worker), 3)) == []
+
+
+# --- methods that break one promise each -----------------------------------------------------------------------
+
+
+class Unseeded(NoT):
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        if resume is None:
+            yield Round(0, task.weights.map(lambda t: t + 1e-6 * torch.randn(t.shape)))
+
+
+class ChangesItsInput(NoT):
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        if resume is None:
+            yield Round(0, task.weights.map(lambda t: t.neg_()).map(torch.clone))
+
+
+class ReadsWhatItDoesNotDeclare(NoT):
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        if resume is None:
+            for _ in task.forgotten.run(Evaluate(), task.weights, task.turn()):
+                pass
+            yield Round(0, task.weights)
+
+
+class SeesSingleUpdates(Method):
+    needs = Needs(retain_online=True)
+
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        if resume is None:
+            _, reply = next(iter(task.retained.run(task.training, task.weights, task.turn())))
+            assert reply.weights is not None
+            yield Round(0, replace(reply.weights, buffers=task.weights.buffers))
+
+
+class AsksOnceTooOften(Method):
+    needs = Needs(retain_online=True)
+
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        if resume is None:
+            aggregate(task.retained, task.weights, task.training, task.turn())
+            yield Round(0, aggregate(task.retained, task.weights, task.training, task.turn()))
+
+
+class AveragesCounters(NoT):
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        if resume is None:
+            buffers = {n: b if b.is_floating_point() else b + 1 for n, b in task.weights.buffers.items()}
+            yield Round(0, replace(task.weights, buffers=buffers))
+
+
+class LosesTheFirstClient(NoT):
+    def recover(self, task: Task, weights: Weights, start: int = 0) -> Iterator[Round]:
+        for number in count(start):
+            turn = Turn(task.seed, "recover", number)
+            weights = aggregate(task.retained, weights, task.training, turn, task.retained.clients[1:])
+            yield Round(number, weights)
+
+
+class NotFinite(NoT):
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        if resume is None:  # a running variance: training never reads it, so nothing else goes wrong
+            buffers = {n: b * float("nan") if n.endswith("var") else b for n, b in task.weights.buffers.items()}
+            yield Round(0, replace(task.weights, buffers=buffers))
+
+
+class StartsAgain(NoT):
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        yield Round(0, task.weights * 0.5)
+        yield Round(1, task.weights * 0.25)
+
+
+@dataclass(frozen=True)
+class Broken:
+    method: Method
+    caught_by: str
+    cost: Callable[[Task], Traffic] = free
+
+
+def one_reading_of_the_forgotten(task: Task) -> Traffic:
+    clients = len(task.forgotten.clients)
+    samples = sum(r.samples for _, r in task.forgotten.run(Evaluate(), task.weights, task.turn(phase="evaluate")))
+    return Traffic(clients * task.weights.parameter_bytes, 0, clients * task.weights.nbytes, 0, Work(samples))
+
+
+def one_round(task: Task) -> Traffic:
+    return replace(one_round_without_gradients(task), work=Work(train_samples(task), train_samples(task)))
+
+
+def one_client(task: Task) -> Traffic:
+    _, reply = next(iter(task.retained.run(Evaluate(), task.weights, task.turn(phase="evaluate"))))
+    parameters, everything = task.weights.parameter_bytes, task.weights.nbytes
+    return Traffic(parameters, parameters, everything, everything, Work(reply.samples, reply.samples))
+
+
+BROKEN = [
+    Broken(Unseeded(), "same_seed_same_bits"),
+    Broken(ChangesItsInput(), "inputs_unchanged"),
+    Broken(ReadsWhatItDoesNotDeclare(), "needs_are_true", one_reading_of_the_forgotten),
+    Broken(SeesSingleUpdates(), "needs_are_true", one_client),
+    Broken(AsksOnceTooOften(), "costs_are_the_closed_form", one_round),
+    Broken(AveragesCounters(), "integer_buffers_are_copied"),
+    Broken(LosesTheFirstClient(), "those_who_stay_take_part"),
+    Broken(NotFinite(), "results_are_finite"),
+    Broken(StartsAgain(), "resumed_after_any_round"),
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: type(broken.method).__name__)
+def test_the_contract_catches_what_is_broken_and_nothing_else(broken: Broken, task: Task) -> None:
+    caught = []
+    for name, check in CHECKS.items():
+        try:
+            check(Case(broken.method, task, broken.cost(task)))
+        except AssertionError:
+            caught.append(name)
+    assert caught == [broken.caught_by]
+
+
+def test_every_check_has_a_method_that_it_catches() -> None:
+    assert {broken.caught_by for broken in BROKEN} == set(CHECKS)
