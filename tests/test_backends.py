@@ -33,7 +33,16 @@ from fedunlearn.federation import (
     Work,
 )
 from fedunlearn.methods.negation import Recalibrate
-from fedunlearn.programs import SGD, Adam, Constant, Cosine, CrossEntropy, Evaluate, Exponential, LocalTraining
+from fedunlearn.programs import (
+    SGD,
+    Adam,
+    Constant,
+    Cosine,
+    CrossEntropy,
+    Evaluate,
+    Exponential,
+    LocalTraining,
+)
 from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, Rest
 from fedunlearn.rounds import aggregate, train
 from fedunlearn.weights import Weights
@@ -99,13 +108,22 @@ def test_a_reader_may_stop_early(federation: InProcess) -> None:
     assert aggregate(federation, weights, TRAINING, TURN).same_bits(expected)
 
 
-def test_a_round_inside_a_round_is_refused(two_workers: InProcess) -> None:
+def test_a_round_inside_a_round_is_done_here_with_the_same_bits(two_workers: InProcess) -> None:
     weights = two_workers.architecture.fresh(0)
+    expected = aggregate(two_workers, weights, TRAINING, TURN)
     outer = two_workers.run(TRAINING, weights, TURN)
     next(outer)
-    with pytest.raises(RuntimeError, match="read a round to its end"):
-        next(two_workers.run(TRAINING, weights, TURN))
+    assert aggregate(two_workers, weights, TRAINING, TURN).same_bits(expected)
     assert len(list(outer)) == 3
+
+
+def test_federations_share_their_workers(two_workers: InProcess) -> None:
+    other = small_federation(workers=2)
+    weights, pids = other.architecture.fresh(0), []
+    for federation in (two_workers, other, two_workers):
+        assert aggregate(federation, weights, TRAINING, TURN).same_bits(aggregate(other, weights, TRAINING, TURN))
+        pids.append({r.metrics["pid"] for _, r in federation.run(WhereAmI(), weights, TURN)})
+    assert pids[0] == pids[1] == pids[2]
 
 
 def test_workers_are_processes_with_one_thread(two_workers: InProcess) -> None:
@@ -191,7 +209,7 @@ def test_nothing_is_left_behind_by_a_federation(tmp_path: Path, monkeypatch: pyt
     list(federation.run(TRAINING, federation.architecture.fresh(0), TURN))
     pool = federation._engine._pool
     assert pool is not None
-    assert list(tmp_path.iterdir()) == []  # the workers have mapped the data, nobody needs its name
+    assert list(tmp_path.iterdir()) == []
     federation.close()
     assert all(process.poll() is not None for process in pool._processes)
 
@@ -213,7 +231,14 @@ def test_emptied_clients_vanish(one_worker: InProcess) -> None:
 
 
 def test_tensors_travel_bit_for_bit_without_entering_the_pickle() -> None:
-    tensors = [torch.randn(1000), torch.arange(3), torch.tensor(5), torch.zeros(0, 2), torch.randn(6, 4).t(), torch.randn(3).bfloat16()]
+    tensors = [
+        torch.randn(1000),
+        torch.arange(3),
+        torch.tensor(5),
+        torch.zeros(0, 2),
+        torch.randn(6, 4).t(),
+        torch.randn(3).bfloat16(),
+    ]
     frames = pack(tensors)
     assert len(frames[0]) < 2500
     for a, b in zip(tensors, unpack([bytearray(frame) for frame in frames]), strict=True):

@@ -42,7 +42,9 @@ class Read:
         batches = list(context.batches(self.epoch, self.size, train=self.train, part="all"))
         self.sizes = [len(batch.x) for batch in batches]
         self.x = torch.cat([batch.x for batch in batches]).flatten().tolist()
-        self.flagged = [x for batch in batches for x, f in zip(batch.x.flatten().tolist(), batch.forget, strict=True) if f]
+        self.flagged = [
+            x for batch in batches for x, f in zip(batch.x.flatten().tolist(), batch.forget, strict=True) if f
+        ]
         return Reply()
 
 
@@ -69,7 +71,13 @@ def test_batches_hold_every_sample_once_and_never_end_in_a_single_one(n: int, si
 
 def test_order_depends_on_epoch_and_turn_and_is_the_own_one_at_test_time() -> None:
     orders = []
-    for turn, epoch in ((TURN, 0), (TURN, 1), (Turn(0, "train", 1), 0), (Turn(1, "train", 0), 0), (Turn(0, "recover", 0), 0)):
+    for turn, epoch in (
+        (TURN, 0),
+        (TURN, 1),
+        (Turn(0, "train", 1), 0),
+        (Turn(1, "train", 0), 0),
+        (Turn(0, "recover", 0), 0),
+    ):
         read = Read(epoch=epoch)
         at(client(), read, turn=turn)
         orders.append(tuple(read.x))
@@ -80,7 +88,10 @@ def test_order_depends_on_epoch_and_turn_and_is_the_own_one_at_test_time() -> No
 
 
 def test_a_view_of_a_view_sees_all_labels_so_indices_do_not_shift() -> None:
-    view = View((Rest(ForgetClass(0)), Rest(ForgetInstances({"a": (1, 4)}))), AnyOf((ForgetInstances({"a": (5,)}), ForgetClass(1))))
+    view = View(
+        (Rest(ForgetClass(0)), Rest(ForgetInstances({"a": (1, 4)}))),
+        AnyOf((ForgetInstances({"a": (5,)}), ForgetClass(1))),
+    )
     read = Read(train=False)
     at(client(), read, view)
     assert read.x == [2, 5, 7, 8, 10]  # without 0, 3, 6, 9 (class 0) and 1, 4
@@ -91,7 +102,9 @@ def test_choosing_comes_before_batching() -> None:
     @dataclass
     class Sizes:
         def __call__(self, context: ClientContext) -> Reply:
-            self.retained = [b.x.flatten().tolist() for b in context.batches(0, 3, of=Retained(), part="all", train=False)]
+            self.retained = [
+                b.x.flatten().tolist() for b in context.batches(0, 3, of=Retained(), part="all", train=False)
+            ]
             self.counts = (context.samples(Retained(), "all"), context.samples(Forgotten(), "all"))
             return Reply()
 
@@ -106,7 +119,8 @@ def test_parts_do_not_overlap() -> None:
     class Parts:
         def __call__(self, context: ClientContext) -> Reply:
             self.train, self.validation = (
-                {x for b in context.batches(0, 4, part=part) for x in b.x.flatten().tolist()} for part in ("train", "validation")
+                {x for b in context.batches(0, 4, part=part) for x in b.x.flatten().tolist()}
+                for part in ("train", "validation")
             )
             return Reply()
 
@@ -189,7 +203,9 @@ class Functional(nn.Module):
         return nn.functional.linear(x, self.weight)
 
 
-@pytest.mark.parametrize("network", [Features, Functional, lambda: nn.Sequential(nn.Linear(1, 3), nn.ReLU(inplace=True))])
+@pytest.mark.parametrize(
+    "network", [Features, Functional, lambda: nn.Sequential(nn.Linear(1, 3), nn.ReLU(inplace=True))]
+)
 def test_passes_are_counted_on_every_network_that_is_handed_out(network: Callable[[], nn.Module]) -> None:
     def program(context: ClientContext) -> Reply:
         teacher, fresh = context.frozen(), context.fresh(5)
@@ -253,7 +269,11 @@ def test_the_users_data_in_all_its_forms() -> None:
 
 
 def test_augmentation_draws_from_the_turns_generator_and_only_in_training() -> None:
-    noisy = TensorSamples(torch.zeros(8, 1), torch.zeros(8, dtype=torch.int64), augment=lambda x, rng: x + torch.rand(x.shape, generator=rng))
+    noisy = TensorSamples(
+        torch.zeros(8, 1),
+        torch.zeros(8, dtype=torch.int64),
+        augment=lambda x, rng: x + torch.rand(x.shape, generator=rng),
+    )
     one = Client.of("a", noisy)
     reads = [Read(train=True), Read(train=True), Read(train=False)]
     for read in reads:

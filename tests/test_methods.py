@@ -17,7 +17,7 @@ from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient
-from fedunlearn.task import Method, NeedsError, Needs, Task
+from fedunlearn.task import Method, Needs, NeedsError, Task
 from fedunlearn.weights import Weights
 
 
@@ -162,7 +162,12 @@ def test_needs_are_checked_before_anything_runs(needs: Needs, sentence: str) -> 
     Needy.needs = needs
     federation = two_clients()
     gone = Task.of(
-        federation, Weights.of(Line()), ForgetClient("a"), LocalTraining(), federation.architecture, left=("a",)
+        federation,
+        Weights.of(Line()),
+        ForgetClient("a"),
+        LocalTraining(),
+        federation.architecture,
+        left=("a",),
     )
     with pytest.raises(NeedsError, match=f"FT needs .*{sentence}"):
         next(follow(Needy(), gone, 1))
@@ -170,7 +175,9 @@ def test_needs_are_checked_before_anything_runs(needs: Needs, sentence: str) -> 
 
 def test_all_that_is_missing_is_named_at_once() -> None:
     whole, needs = small_task(ForgetClass(0)), Needs(history="sum", whole_clients=True, proxy=True)
-    with pytest.raises(NeedsError, match="record it while training; and proxy data .*; and a request for whole clients"):
+    with pytest.raises(
+        NeedsError, match=r"record it while training; and proxy data .*; and a request for whole clients"
+    ):
         whole.require(needs, "FUKD")
 
 

@@ -23,8 +23,21 @@ def softmax_regression() -> nn.Module:
     return nn.Linear(2, 2)
 
 
-def run(program: LocalTraining | Evaluate, client: Client, weights: Weights, number: int = 0, view: View | None = None) -> Reply:
-    return execute(program, weights, Turn(0, "train", number), (view or View()).of(client), Architecture(softmax_regression), CPU)
+def run(
+    program: LocalTraining | Evaluate,
+    client: Client,
+    weights: Weights,
+    number: int = 0,
+    view: View | None = None,
+) -> Reply:
+    return execute(
+        program,
+        weights,
+        Turn(0, "train", number),
+        (view or View()).of(client),
+        Architecture(softmax_regression),
+        CPU,
+    )
 
 
 def toy(n: int = 10, validation: float = 0.0) -> Client:
@@ -113,7 +126,8 @@ def test_adam_is_torchs() -> None:
 
 def test_amp_computes_in_bfloat16_and_keeps_the_weights_dtype() -> None:
     exact, rough = (run(LocalTraining(amp=amp), toy(), zeros()).weights for amp in (None, "bfloat16"))  # type: ignore[arg-type]
-    assert exact is not None and rough is not None
+    assert exact is not None
+    assert rough is not None
     assert rough.parameters["weight"].dtype == torch.float32
     assert not rough.same_bits(exact)
     assert torch.allclose(rough.vector(), exact.vector(), atol=1e-2)
@@ -121,7 +135,9 @@ def test_amp_computes_in_bfloat16_and_keeps_the_weights_dtype() -> None:
 
 def test_divergence_is_an_error_that_says_what_to_do() -> None:
     broken = zeros() * float("nan")
-    with pytest.raises(ClientError, match="client a, train round 0: the training loss became nan: lower the learning rate"):
+    with pytest.raises(
+        ClientError, match="client a, train round 0: the training loss became nan: lower the learning rate"
+    ):
         run(LocalTraining(), toy(), broken)
 
 
@@ -140,7 +156,11 @@ def test_evaluate_against_a_plain_forward_pass() -> None:
     with torch.no_grad():
         scores = net(x).double()
     losses, correct = nn.functional.cross_entropy(scores, y, reduction="none"), scores.argmax(1) == y
-    for part, chosen in (("train", ~client.validation), ("validation", client.validation), ("all", torch.ones(23, dtype=torch.bool))):
+    for part, chosen in (
+        ("train", ~client.validation),
+        ("validation", client.validation),
+        ("all", torch.ones(23, dtype=torch.bool)),
+    ):
         before = copy.deepcopy(weights)
         reply = run(Evaluate(part, batch_size=5, per_sample=True), client, weights)  # type: ignore[arg-type]
         assert torch.allclose(reply.values["loss"], losses[chosen], atol=1e-6)

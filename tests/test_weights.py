@@ -56,7 +56,12 @@ def test_into_refuses_another_architecture_and_copies_nothing() -> None:
 
 def test_arithmetic_acts_on_parameters_and_keeps_the_left_buffers() -> None:
     a, b = weights(1.0, 2.0, counter=7), weights(10.0, 20.0, counter=9)
-    for result, expected in ((a + b, [11.0, 22.0]), (a - b, [-9.0, -18.0]), (a * 3, [3.0, 6.0]), (2 * a, [2.0, 4.0])):
+    for result, expected in (
+        (a + b, [11.0, 22.0]),
+        (a - b, [-9.0, -18.0]),
+        (a * 3, [3.0, 6.0]),
+        (2 * a, [2.0, 4.0]),
+    ):
         assert result.parameters["w"].tolist() == expected
         assert result.buffers["count"] == 7
         assert result.buffers["mean"] == 1.0
@@ -92,7 +97,10 @@ def test_average_by_hand() -> None:
 
 
 @given(
-    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100), min_size=1),
+    st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100),
+        min_size=1,
+    ),
     st.lists(st.integers(1, 100_000), min_size=1, max_size=12),
 )
 def test_the_average_of_equal_models_is_that_model_bit_for_bit(values: list[float], shares: list[int]) -> None:

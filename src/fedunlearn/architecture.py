@@ -44,7 +44,7 @@ class Architecture:
             # On CPUs pooling and convolutions of small networks are a quarter faster with channels last.
             self._channels_last = any(isinstance(module, nn.Conv2d) for module in template.modules())
             if self._channels_last:
-                template = template.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                template = template.to(memory_format=torch.channels_last)
             self._template = template
         return self._template
 

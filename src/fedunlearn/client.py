@@ -10,7 +10,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fedunlearn.architecture import Architecture
-from fedunlearn.federation import Batch, Choose, ClientError, ClientId, Part, Predicate, Program, Reply, Turn, Work
+from fedunlearn.federation import (
+    Batch,
+    Choose,
+    ClientError,
+    ClientId,
+    Part,
+    Predicate,
+    Program,
+    Reply,
+    Turn,
+    Work,
+)
 from fedunlearn.randomness import generator, seeded
 from fedunlearn.samples import Samples, as_samples, batch_count
 from fedunlearn.weights import Weights
@@ -36,7 +47,13 @@ class Client:
 
     @classmethod
     def of(
-        cls, id: ClientId, data: Any, indices: Sequence[int] | Tensor | None = None, *, validation: float = 0.2, seed: int = 0
+        cls,
+        id: ClientId,
+        data: Any,
+        indices: Sequence[int] | Tensor | None = None,
+        *,
+        validation: float = 0.2,
+        seed: int = 0,
     ) -> Client:
         """A client that keeps a share of its samples for validation, drawn by ``seed`` and its id.
 
@@ -98,7 +115,12 @@ class Selected:
 
 
 def execute(
-    program: Program, weights: Weights, turn: Turn, selected: Selected, architecture: Architecture, device: torch.device
+    program: Program,
+    weights: Weights,
+    turn: Turn,
+    selected: Selected,
+    architecture: Architecture,
+    device: torch.device,
 ) -> Reply:
     """Run a program at a client, seeded by (turn, client), its passes through networks counted.
 
@@ -119,7 +141,12 @@ class _Context:
     """See `fedunlearn.federation.ClientContext`."""
 
     def __init__(
-        self, weights: Weights, turn: Turn, selected: Selected, architecture: Architecture, device: torch.device
+        self,
+        weights: Weights,
+        turn: Turn,
+        selected: Selected,
+        architecture: Architecture,
+        device: torch.device,
     ) -> None:
         self.turn = turn
         self.device = device
@@ -180,7 +207,7 @@ class _Passes:
                 def count(_: Tensor) -> None:
                     self.work += backward
 
-                output.register_hook(count)
+                output.register_hook(count)  # type: ignore[no-untyped-call]
 
         network.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
         for module in network.modules():

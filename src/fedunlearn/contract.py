@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,6 @@ from fedunlearn.federation import (
 )
 from fedunlearn.programs import SGD, LocalTraining
 from fedunlearn.randomness import generator
-from fedunlearn.requests import Rest
 from fedunlearn.rounds import train
 from fedunlearn.samples import TensorSamples
 from fedunlearn.task import Method, NeedsError, Task
@@ -86,7 +86,8 @@ def small_federation(workers: int = 1) -> InProcess:
     images = torch.randn(len(labels), 1, 6, 6, generator=rng) + labels.view(-1, 1, 1, 1)
     samples, ends = TensorSamples(images, labels), torch.tensor(sizes).cumsum(0).tolist()
     clients = [
-        Client.of(str(k), samples, range(end - size, end)) for k, (size, end) in enumerate(zip(sizes, ends, strict=True))
+        Client.of(str(k), samples, range(end - size, end))
+        for k, (size, end) in enumerate(zip(sizes, ends, strict=True))
     ]
     return InProcess(SmallNet, clients, workers=workers, device="cpu")
 
@@ -168,7 +169,9 @@ def integer_buffers_are_copied(case: Case) -> None:
         for name, before in counters.items():
             after = step.round.after.buffers[name]
             known = torch.equal(after, before) or not bool(after.any())  # zero: of a fresh network
-            assert after.dtype == before.dtype and known, f"{name} became {after} in {step.phase} round {step.round.number}"
+            where = f"in {step.phase} round {step.round.number}"
+            assert after.dtype == before.dtype, f"{name} became {after.dtype} {where}"
+            assert known, f"{name} became {after} {where}"
 
 
 def those_who_stay_take_part(case: Case) -> None:
@@ -320,7 +323,10 @@ class _Masked(_Around):
         replies = list(self.inner.run(program, weights, turn, clients))
         for at, (client, reply) in enumerate(replies):
             if reply.weights is not None and len(replies) > 1:
-                ours, next_one = self._noise(reply.weights, at), self._noise(reply.weights, (at + 1) % len(replies))
+                ours, next_one = (
+                    self._noise(reply.weights, at),
+                    self._noise(reply.weights, (at + 1) % len(replies)),
+                )
                 reply = replace(reply, weights=reply.weights + (ours - next_one) * (1 / reply.samples))
             yield client, reply
 
@@ -343,14 +349,14 @@ class _WithoutLabels:
     program: Program
 
     def __call__(self, context: ClientContext) -> Reply:
-        return self.program(_Unlabelled(context))
+        return self.program(cast(ClientContext, _Unlabelled(context)))
 
 
 class _Unlabelled:
     def __init__(self, context: ClientContext) -> None:
         self._context = context
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
     def batches(

@@ -180,7 +180,7 @@ class Reply:
     metrics: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Weights] = field(default_factory=dict)
     values: Mapping[str, Tensor] = field(default_factory=dict)
-    work: Work = Work()
+    work: Work = field(default_factory=Work)
 
 
 class Program(Protocol):

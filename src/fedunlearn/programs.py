@@ -181,7 +181,8 @@ class LocalTraining:
         wanted = math.ceil(self.epochs * per_epoch) if self.batches is None else self.batches
         epochs = count() if per_epoch else range(0)
         return islice(
-            chain.from_iterable(context.batches(epoch, self.batch_size, of=self.of) for epoch in epochs), wanted
+            chain.from_iterable(context.batches(epoch, self.batch_size, of=self.of) for epoch in epochs),
+            wanted,
         )
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
@@ -224,7 +225,6 @@ class Evaluate:
         n = len(values["loss"])
         metrics = {"accuracy": float(values["correct"].sum()) / n, "loss": float(values["loss"].mean())} if n else {}
         return Reply(None, n, metrics, values=values if self.per_sample else {})
-
 
 
 def _empty(dtype: torch.dtype) -> list[Tensor]:

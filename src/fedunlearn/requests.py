@@ -50,7 +50,9 @@ class ForgetInstances:
         meant = torch.zeros(labels.shape, dtype=torch.bool)
         for position in self.instances.get(client, ()):
             if not 0 <= position < len(labels):
-                raise IndexError(f"client {client} has samples 0 to {len(labels) - 1}, but {position} is to be forgotten")
+                raise IndexError(
+                    f"client {client} has samples 0 to {len(labels) - 1}, but {position} is to be forgotten"
+                )
             meant[position] = True
         return meant
 

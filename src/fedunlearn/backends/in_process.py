@@ -13,7 +13,7 @@ from torch import nn
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.backends.pool import Pool
-from fedunlearn.client import Client, View, execute
+from fedunlearn.client import Client, Selected, View, execute
 from fedunlearn.federation import ClientId, Predicate, Program, Reply, Turn
 from fedunlearn.weights import Weights
 
@@ -87,7 +87,7 @@ class InProcess:
         return self._viewed(View(self._view.keeps, request))
 
     def close(self) -> None:
-        """End the workers; they start again when they are needed."""
+        """End the workers, which all federations of this process share; they start again when they are needed."""
         self._engine.close()
 
     def _viewed(self, view: View) -> InProcess:
@@ -131,29 +131,35 @@ class _Engine:
                 yield from pool.run((program, weights, turn, view), asked[position:])
                 return
             started = time.perf_counter()
-            threads = torch.get_num_threads()
-            if self.device.type == "cpu":
-                torch.set_num_threads(1)  # the same bits as in a worker
-            try:
-                reply = execute(program, weights, turn, view.of(self.clients[client]), self.architecture, self.device)
-            finally:
-                torch.set_num_threads(threads)
+            reply = self._here(program, weights, turn, view.of(self.clients[client]))
             self._worked += time.perf_counter() - started
             yield client, reply
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.close()
-            self._pool = None
+
+    def _here(self, program: Program, weights: Weights, turn: Turn, selected: Selected) -> Reply:
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)  # the same bits as in a worker
+        try:
+            return execute(program, weights, turn, selected, self.architecture, self.device)
+        finally:
+            torch.set_num_threads(threads)
 
     def _ready_pool(self) -> Pool | None:
-        """The pool, once it is worth its start and has started; until then work is done here."""
+        """The workers, once they are worth their start and have started; until then work is done here.
+
+        So it is too while they work on another round, which a reader may have begun and not yet ended.
+        """
         if self._workers == 1 or (self._patient and self._worked < self._PATIENCE):
             return None
-        if self._pool is None or not self._pool.close.alive:
-            everybody = dict(self.clients)
-            self._pool = Pool(self._workers, (self.architecture, everybody, self.device))
-        return self._pool if self._pool.ready(wait=not self._patient) else None
+        self._pool = Pool.shared(self._workers)
+        if self._pool.busy or not self._pool.started(wait=not self._patient):
+            return None
+        self._pool.belongs_to(self, lambda: (self.architecture, dict(self.clients), self.device))
+        return self._pool
 
 
 def _cores() -> int:

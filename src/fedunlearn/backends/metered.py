@@ -27,7 +27,7 @@ class Traffic:
     up: int = 0
     down_all: int = 0
     up_all: int = 0
-    work: Work = Work()
+    work: Work = field(default_factory=Work)
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(
@@ -78,7 +78,9 @@ class Metered:
             came = [*([reply.weights] if reply.weights is not None else []), *reply.extra.values()]
             values = sum(value.nbytes for value in reply.values.values())
             up = Traffic(
-                up=sum(w.parameter_bytes for w in came), up_all=sum(w.nbytes for w in came) + values, work=reply.work
+                up=sum(w.parameter_bytes for w in came),
+                up_all=sum(w.nbytes for w in came) + values,
+                work=reply.work,
             )
             phases[turn.phase] += down + up
             yield client, reply

@@ -34,10 +34,10 @@ def unpack(frames: Sequence[Any]) -> Any:
 def send(stream: BinaryIO, frames: Sequence[memoryview]) -> None:
     """Write frames to a pipe."""
     sizes = [len(frame) for frame in frames]
-    stream.write(len(sizes).to_bytes(8, "little"))
-    stream.write(b"".join(size.to_bytes(8, "little") for size in sizes))
-    for frame in frames:
-        stream.write(frame)
+    head = b"".join(number.to_bytes(8, "little") for number in (len(sizes), *sizes))
+    for data in (memoryview(head), *frames):
+        while len(data):
+            data = data[stream.write(data) :]  # a raw pipe may take a part only
     stream.flush()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import subprocess
@@ -11,9 +10,9 @@ import tempfile
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import IO, Any, BinaryIO, ClassVar, NoReturn, cast
 
 from fedunlearn.backends.packing import pack, receive, send, unpack
 from fedunlearn.federation import ClientId, Reply
@@ -29,32 +28,39 @@ class Pool:
     """
 
     _QUEUED = 2  # clients given to one worker at a time: one in work, one waiting, so that nobody idles
+    _shared: ClassVar[dict[int, Pool]] = {}
 
-    def __init__(self, workers: int, setup: object) -> None:
-        frames = pack(setup)
-        self._place = _written(frames)
+    @classmethod
+    def shared(cls, workers: int) -> Pool:
+        """The process-wide pool of so many workers, started if need be: starting takes seconds, a set-up does not."""
+        pool = cls._shared.get(workers)
+        if pool is None or not pool.close.alive:
+            pool = cls._shared[workers] = cls(workers)
+        return pool
+
+    def __init__(self, workers: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "fedunlearn.backends.worker"]
         self._processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             for _ in range(workers)
         ]
         self._inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        self.close = weakref.finalize(self, _close, self._processes, self._place)
-        hello = pack((sys.path, str(self._place), [len(frame) for frame in frames]))
-        for number, process in enumerate(self._processes):
-            self._send(number, hello)
-            reader = threading.Thread(
-                target=_read, args=(number, cast(BinaryIO, process.stdout), self._inbox), daemon=True
-            )
+        readers = [
+            threading.Thread(target=_read, args=(number, process.stdout, self._inbox), daemon=True)
+            for number, process in enumerate(self._processes)
+        ]
+        for reader in readers:
             reader.start()
+        self.close = weakref.finalize(self, _close, self._processes, readers)
         self._starting = workers
-        self._busy = False
+        self._owner: object = None
+        self.busy = False
 
     def __len__(self) -> int:
         return len(self._processes)
 
-    def ready(self, *, wait: bool) -> bool:
+    def started(self, *, wait: bool) -> bool:
         """Whether all workers have started.
 
         Raises:
@@ -63,25 +69,36 @@ class Pool:
         while self._starting and (wait or not self._inbox.empty()):
             self._message()
             self._starting -= 1
-            if not self._starting:
-                _forget(self._place)  # all have mapped it
         return not self._starting
+
+    def belongs_to(self, owner: object, setup: Callable[[], object]) -> None:
+        """Set the workers up for ``owner``, unless they are: architecture, clients, device."""
+        if self._owner is owner:
+            return
+        frames = pack(setup())
+        place = _written(frames)
+        self._owner = None
+        try:
+            self._tell(pack(("setup", sys.path, str(place), [len(frame) for frame in frames])))
+            answers = [self._message()[1] for _ in self._processes]
+        finally:
+            place.unlink()  # those who needed it have mapped it
+        for kind, content in answers:
+            if kind == "error":
+                raise content
+        self._owner = owner
 
     def run(self, message: tuple[Any, ...], clients: Sequence[ClientId]) -> Iterator[tuple[ClientId, Reply]]:
         """Tell every worker ``message``, then share out the clients; replies in the clients' order.
 
         At most ``2 * len(self)`` replies wait for an earlier one, whatever the number of clients.
         """
-        if self._busy:
-            raise RuntimeError("read a round to its end, or close it, before the next one starts on the same federation")
-        self._busy = True
+        self.busy = True
         todo = deque(enumerate(clients))
         given: list[deque[int]] = [deque() for _ in self._processes]  # positions in ``clients``, by worker
         early: dict[int, tuple[str, Any]] = {}
         try:
-            told = pack(("round", *message))
-            for number in range(len(self)):
-                self._send(number, told)
+            self._tell(pack(("round", *message)))
             for position in range(len(clients)):
                 while position not in early:
                     window = position + self._QUEUED * len(self)
@@ -100,11 +117,15 @@ class Pool:
             while any(given) and self.close.alive:
                 number, _ = self._message()
                 given[number].popleft()
-            self._busy = False
+            self.busy = False
 
     def _idlest(self, given: Sequence[deque[int]]) -> int | None:
         number = min(range(len(self)), key=lambda number: len(given[number]))
         return number if len(given[number]) < self._QUEUED else None
+
+    def _tell(self, frames: Sequence[memoryview]) -> None:
+        for number in range(len(self)):
+            self._send(number, frames)
 
     def _send(self, number: int, frames: Sequence[memoryview]) -> None:
         try:
@@ -124,10 +145,10 @@ class Pool:
         raise RuntimeError(f"a worker process died (exit code {code}): memory may be short; workers=1 needs the least")
 
 
-def _read(number: int, outbox: BinaryIO, inbox: queue.SimpleQueue[tuple[int, Any]]) -> None:
+def _read(number: int, outbox: IO[bytes] | None, inbox: queue.SimpleQueue[tuple[int, Any]]) -> None:
     while True:
         try:
-            kind, _, content = unpack(receive(outbox))
+            kind, _, content = unpack(receive(cast(BinaryIO, outbox)))
         except (EOFError, ValueError, OSError):  # the worker died, or the pool was closed
             inbox.put((number, None))
             return
@@ -144,16 +165,11 @@ def _written(frames: Sequence[memoryview]) -> Path:
     return Path(file.name)
 
 
-def _forget(place: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows keeps a mapped file; `_close` tries again
-        place.unlink(missing_ok=True)
-
-
-def _close(processes: Sequence[subprocess.Popen[bytes]], place: Path) -> None:
+def _close(processes: Sequence[subprocess.Popen[bytes]], readers: Sequence[threading.Thread]) -> None:
     for process in processes:
         process.kill()  # it holds nothing that could be lost
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                cast(BinaryIO, pipe).close()
+    for process, reader in zip(processes, readers, strict=True):
         process.wait()
-    _forget(place)
+        reader.join()  # it finds the pipe's end; the interpreter must not end while somebody reads
+        for pipe in (process.stdin, process.stdout):
+            cast(BinaryIO, pipe).close()

@@ -44,5 +44,7 @@ class Sampled:
 
     def _drawn(self, turn: Turn) -> tuple[ClientId, ...]:
         # The steps of one round are taken by the same clients, so ``turn.step`` is left out.
-        rank = {client: Turn(turn.seed, turn.phase, turn.number).seed_for(client, "takes part") for client in self.clients}
+        rank = {
+            client: Turn(turn.seed, turn.phase, turn.number).seed_for(client, "takes part") for client in self.clients
+        }
         return tuple(sorted(self.clients, key=rank.__getitem__)[: math.ceil(self._fraction * len(self.clients))])

@@ -1,8 +1,8 @@
 """A worker process: ``python -m fedunlearn.backends.worker``, spoken to over its standard input and output.
 
 It never imports the user's ``__main__``: scripts need no guard, and notebooks and standard input work too.
-What it is told, in order: once the search path and where the set-up lies; then, any number of times, a round,
-followed by the clients to run it at, one by one.
+What it is told: a set-up (the search path, and where architecture, clients and device lie); then, any number of
+times, a round, followed by the clients to run it at, one by one. Another set-up may follow.
 """
 
 from __future__ import annotations
@@ -12,48 +12,51 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from fedunlearn.backends.packing import pack, receive, send, unpack
 from fedunlearn.client import execute
-from fedunlearn.weights import Weights
 
 __all__ = ["serve"]
+
+Answer = tuple[str, str | None, Any]  # kind, client, content
 
 
 def serve(inbox: BinaryIO, outbox: BinaryIO) -> None:
     """Work until the other side hangs up."""
-    torch.set_num_threads(1)  # one everywhere: bits would change with the number, and two of them get in each other's way
-    path, place, sizes = unpack(receive(inbox))
-    sys.path[:] = path
-    architecture, clients, device = unpack(_mapped(place, sizes))
+    torch.set_num_threads(
+        1
+    )  # one everywhere: bits would change with the number, and two of them get in each other's way
     send(outbox, pack(("ready", None, None)))
-    program = weights = turn = view = None
+    clients, program, weights, turn, view, architecture, device = (cast(Any, None),) * 7
     while True:
         kind, *message = unpack(receive(inbox))
-        if kind == "round":
-            program, weights, turn, view = message
-            continue
-        (client,) = message
         try:
-            assert isinstance(weights, Weights)
-            answer: tuple[str, str, Any] = (
-                "reply", client, execute(program, weights, turn, view.of(clients[client]), architecture, device)
-            )  # fmt: skip
+            if kind == "round":
+                program, weights, turn, view = message
+                continue
+            if kind == "setup":
+                sys.path[:], place, sizes = message
+                architecture, clients, device = unpack(_mapped(place, sizes))
+                answer: Answer = ("ready", None, None)
+            else:
+                (client,) = message
+                reply = execute(program, weights, turn, view.of(clients[client]), architecture, device)
+                answer = ("reply", client, reply)
         except Exception as error:
             error.add_note("".join(traceback.format_exception(error)))  # a traceback does not travel
-            answer = ("error", client, error)
+            answer = ("error", None, error)
         send(outbox, _packed(answer))
 
 
-def _packed(answer: tuple[str, str, Any]) -> list[memoryview]:
+def _packed(answer: Answer) -> list[memoryview]:
     try:
         return pack(answer)
     except Exception as error:  # not everything can be pickled, an exception least of all
         told = RuntimeError(f"{answer[2]!r} cannot travel between processes ({error}); run with workers=1 to see more")
-        return pack(("error", answer[1], told))
+        return pack(("error", None, told))
 
 
 def _mapped(place: str, sizes: list[int]) -> list[memoryview]:

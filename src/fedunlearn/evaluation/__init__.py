@@ -1,0 +1,1 @@
+"""How well a method did, and what it cost."""

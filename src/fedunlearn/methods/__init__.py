@@ -1,0 +1,1 @@
+"""Methods of unlearning, one file each."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedunlearn.federation import ClientContext, Reply
@@ -56,7 +55,11 @@ class NoT(Method):
     def _negated(self, task: Task) -> Weights:
         batchnorm = "leave" if self.batchnorm == "recalibrate" else self.batchnorm
         return negate(
-            task.weights, self.layers, like=task.architecture.template, include_bias=self.include_bias, batchnorm=batchnorm
+            task.weights,
+            self.layers,
+            like=task.architecture.template,
+            include_bias=self.include_bias,
+            batchnorm=batchnorm,
         )
 
 

@@ -1,0 +1,51 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["atomic_write"]
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Write a file beside ``path``, then put it in its place: readers see the old one or the new one.
+
+    The file can be read back while it is written. It has the permissions of any new file (the process's
+    umask), and is on the disk, with its folder's entry, when this returns. On any error nothing is left behind
+    and what was at ``path`` is untouched (a process that is killed leaves a hidden ``.tmp`` file). A symbolic
+    link stays one: what it points to is replaced.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    # Not tempfile: its files are for the owner's eyes only (mode 0600), and would stay so after the rename.
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with open(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; a system that cannot open a folder (Windows) does so by itself."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,168 @@
+"""The command line: parse, call, print.
+
+torch is imported within the commands that need it, so that help and errors of usage come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedunlearn.names import Layer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedunlearn",
+    help="Remove data from federated models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sentence = " ".join(str(error).split())
+        print(f"fedunlearn: {sentence}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command("layers")
+def show_layers(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|FILE",
+            help="A network (resnet18), your own as package.module:callable, or a .safetensors file.",
+        ),
+    ],
+) -> None:
+    """List the layers that can be negated, and mark the default choice."""
+    if Path(model).is_file() or model.endswith(".safetensors"):
+        from fedunlearn.checkpoint import read_layers
+
+        _print_layers(read_layers(model), ())
+        return
+
+    from fedunlearn.layers import FIRST, LayerError, layers, plan
+
+    network = _network(model)
+    try:
+        default = plan(network, FIRST).names
+    except LayerError as error:
+        print(f"fedunlearn: no default choice: {error}", file=sys.stderr)
+        default = ()
+    _print_layers(layers(network), default)
+
+
+@app.command("negate")
+def negate_checkpoint(
+    source: Annotated[Path, typer.Argument(metavar="IN.safetensors", help="The checkpoint; it is not changed.")],
+    layer: Annotated[
+        list[str],
+        typer.Option(
+            help="A tensor, a module, a glob, or rows of one (in_proj_weight[q]); may be given several times."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="OUT.safetensors", help="Where to write the new checkpoint."),
+    ],
+    include_bias: Annotated[bool, typer.Option("--include-bias", help="Negate their biases too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Negate layers of a checkpoint; train the result on the data that stay."""
+    from fedunlearn.checkpoint import negate_file
+
+    done = negate_file(source, layer, output, include_bias=include_bias, force=force)
+    print(f"negated {', '.join(done.names)} ({done.negated_bytes:,} of {done.file_bytes:,} bytes) -> {output}")
+
+
+@app.command("run")
+def run_experiment(
+    experiment: Annotated[
+        str, typer.Argument(metavar="NAME|FILE.toml", help="A shipped experiment, or your own file.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write the rows as JSON; else runs/NAME.json.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Instead of the file's, such as 0,1,2.")] = None,
+    data: Annotated[str | None, typer.Option(help="Another data set: a name, or package.module:function.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another network: a name, or package.module:Class.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data set's files lie.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set first.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes side by side; else as many as cores.", min=1)] = None,
+) -> None:
+    """Compare methods at one deletion request, and print the paper's table."""
+    from fedunlearn import console
+    from fedunlearn import experiment as experiments
+    from fedunlearn.data import datasets
+    from fedunlearn.evaluation.table import table
+
+    plan = experiments.changed(experiments.load(experiment), seeds=_numbers(seeds), data=data, model=model)
+    output = output or Path("runs") / f"{Path(experiment).stem}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if download:
+        datasets.download(plan.data.name, data_dir)
+    rows = []
+    with console.watching(experiments.total_rounds(plan)) as show:
+        for row in experiments.run(plan, workers=workers, data_dir=data_dir):
+            rows.append(row)
+            show(row)
+    experiments.write(output, plan, rows)
+    console.print_comparison(plan.title, table(rows))
+    print(f"rows: {output}")
+
+
+@app.command("experiments")
+def list_experiments() -> None:
+    """List the experiments that come with the package."""
+    from fedunlearn import experiment as experiments
+
+    for name in experiments.shipped():
+        print(f"{name}: {experiments.load(name).title}")
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"--seeds takes whole numbers with commas between them, such as 0,1,2, not {text!r}") from None
+
+
+def _network(name: str) -> nn.Module:
+    from fedunlearn.models import build
+
+    try:
+        return build(name, 1000, (3, 224, 224))
+    except (ImportError, TypeError) as error:
+        raise ValueError(f"cannot build {name}: {error}") from error
+
+
+def _print_layers(rows: Sequence[Layer], default: Collection[str]) -> None:
+    from rich.table import Table
+
+    from fedunlearn.console import console
+
+    table = Table("index", "name", "shape", "dtype", "kind", *([""] if default else []), box=None)
+    table.columns[0].justify = "right"
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        mark = ["default"] if row.name in default else []
+        shape = " x ".join(map(str, row.shape))
+        table.add_row(str(row.index), row.name, shape, row.dtype, row.kind, *mark)
+    console().print(table)

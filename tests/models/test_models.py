@@ -1,0 +1,117 @@
+"""Networks by name, and the paper's CNN."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from fedunlearn import models
+from fedunlearn.models import LayerNormCNN
+
+FIGURE_3 = ["conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2", "head"]
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_cnn_runs_through_its_modules_in_the_order_of_figure_3() -> None:
+    network = LayerNormCNN(10)
+    assert [name for name, _ in network.named_children()] == FIGURE_3
+    ran: list[str] = []
+    for name, module in network.named_children():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    assert network(torch.rand(3, 1, 28, 28)).shape == (3, 10)
+    assert ran == FIGURE_3
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 5, 7), (1, 4, 4)])
+def test_cnn_fits_the_shape_of_its_input(shape: tuple[int, ...]) -> None:
+    assert LayerNormCNN(7, shape)(torch.rand(2, *shape)).shape == (2, 7)
+
+
+def test_cnn_has_the_parameters_counted_by_hand() -> None:
+    """CIFAR-10, channels 32 and 64, kernel 5.
+
+    Convolutions 3 * 32 * 25 + 32 and 32 * 64 * 25 + 64; normalisations over channel, height and width
+    2 * 32 * 16 * 16 and 2 * 64 * 8 * 8; head 64 * 8 * 8 * 10 + 10.
+    """
+    network = LayerNormCNN(10, (3, 32, 32), channels=(32, 64))
+    assert parameters(network) == 2432 + 51_264 + 16_384 + 8192 + 40_970
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (1, 3, 28), (1, 28, 3), (784,)])
+def test_cnn_refuses_what_is_no_image(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="4x4 at least"):
+        LayerNormCNN(10, shape)
+
+
+def test_cnn_refuses_even_kernels() -> None:
+    with pytest.raises(ValueError, match="odd kernel"):
+        LayerNormCNN(10, kernel=4)
+
+
+def test_options_reach_the_network() -> None:
+    network = models.build("layernorm-cnn", 10, (1, 28, 28), channels=(4, 6), kernel=3)
+    assert network.conv2.weight.shape == (6, 4, 3, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "count"),
+    [
+        ("resnet18", 10, 11_181_642),
+        ("resnet18", 100, 11_227_812),
+        ("vit_b_16", 101, 85_876_325),
+        ("efficientnet_b0", 10, 4_020_358),
+    ],
+)
+def test_torchvisions_networks_have_the_known_sizes(name: str, classes: int, count: int) -> None:
+    with torch.device("meta"):
+        network = models.build(name, classes, (3, 224, 224))
+        assert parameters(network) == count
+        assert network.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, classes)
+
+
+def test_vit_takes_the_size_of_its_images_from_the_shape() -> None:
+    with torch.device("meta"):
+        assert models.build("vit_b_16", 10, (3, 32, 32))(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28), (3, 32, 64)])
+def test_vit_refuses_images_that_are_not_whole_patches(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiple of 16"):
+        models.build("vit_b_16", 10, shape)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "efficientnet_b0"])
+def test_torchvisions_networks_refuse_grey_images(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} takes images of 3 channels, not \(1, 32, 32\)"):
+        models.build(name, 10, (1, 32, 32))
+
+
+def test_an_unknown_name_is_answered_with_the_closest() -> None:
+    with pytest.raises(ValueError, match=r"no model 'resnet-18' \(did you mean resnet18\?\)"):
+        models.build("resnet-18", 10, (3, 32, 32))
+
+
+def test_own_network_is_built_with_its_options_alone() -> None:
+    network = models.build("torch.nn:Linear", 10, (4,), in_features=4, out_features=2)
+    assert network(torch.zeros(1, 4)).shape == (1, 2)
+    assert isinstance(models.build("torch.nn:Identity", 10, (4,)), nn.Identity)
+
+
+def test_what_is_no_network_is_refused() -> None:
+    with pytest.raises(TypeError, match="returned OrderedDict"):
+        models.build("collections:OrderedDict", 10, (4,))
+
+
+def test_torchvision_is_imported_only_for_its_networks() -> None:
+    code = """
+import sys
+from fedunlearn.models import build
+build("layernorm-cnn", 2, (1, 8, 8))
+sys.exit("torchvision" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

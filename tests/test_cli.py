@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedunlearn.cli import main
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "in.safetensors"
+    save_file({"conv.weight": torch.ones(2, 3, 1, 1), "conv.bias": torch.ones(2)}, path)
+    return path
+
+
+class Shell:
+    """Runs the command line in this process: exit code, standard output, standard error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["fedunlearn", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        shown = self.capsys.readouterr()
+        return code, shown.out, shown.err
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+def test_negating_a_checkpoint(shell: Shell, checkpoint: Path) -> None:
+    output = checkpoint.with_name("out.safetensors")
+    code, out, err = shell("negate", checkpoint, "--layer", "conv.bias", "--layer", "conv", "-o", output)
+    assert (code, err) == (0, "")
+    assert out.startswith("negated conv.bias, conv.weight (32 of ")
+    assert all(tensor.eq(-1).all() for tensor in load_file(output).values())
+    again = ("negate", checkpoint, "--layer", "conv", "--include-bias", "-o", output)
+    assert shell(*again)[0] == 2
+    assert shell(*again, "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [("konv", "did you mean conv"), ("conv[5:9]", "there are no such rows"), ("x*", "fits no layer")],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(shell: Shell, checkpoint: Path, layer: str, says: str) -> None:
+    output = checkpoint.with_name("out.safetensors")
+    code, out, err = shell("negate", checkpoint, "--layer", layer, "-o", output)
+    assert (code, out) == (2, "")
+    assert err.startswith("fedunlearn: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_files_that_cannot_be_read(shell: Shell, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "weights.pt")
+    assert "pickled checkpoint" in shell("layers", tmp_path / "weights.pt")[2]
+    code, _, err = shell("layers", tmp_path / "missing.safetensors")
+    assert code == 2
+    assert "No such file" in err
+
+
+def test_usage_errors_exit_with_2(shell: Shell, checkpoint: Path) -> None:
+    assert shell("negate", checkpoint)[0] == 2
+    assert shell("nonsense")[0] == 2
+
+
+def test_listing_a_file(shell: Shell, checkpoint: Path) -> None:
+    code, out, _ = shell("layers", checkpoint)
+    assert code == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["index", "name", "shape", "dtype", "kind"],
+        ["0", "conv.bias", "2", "float32", "bias"],
+        ["1", "conv.weight", "2", "x", "3", "x", "1", "x", "1", "float32", "convolution"],
+    ]
+
+
+def test_listing_a_network_marks_the_default(shell: Shell) -> None:
+    code, out, _ = shell("layers", "resnet18")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[1].split()[:3] == ["0", "conv1.weight", "64"]
+    assert [line.split()[1] for line in lines if line.split()[-1] == "default"] == ["conv1.weight"]
+
+
+def test_listing_a_network_of_ones_own(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_network.py").write_text(
+        "from torch import nn\n"
+        "def build(): return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))\n"
+        "class Hidden(nn.Linear):\n"
+        "    def __init__(self): super().__init__(2, 2)\n"
+        "    def forward(self, x): return x if x.sum() > 0 else super().forward(x)\n"
+        "def nothing(): return None\n"
+        "def picky(width): return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, _ = shell("layers", "own_network:build")
+    assert code == 0
+    assert out.splitlines()[3].split() == ["2", "1.weight", "3", "x", "2", "float32", "linear", "default"]
+    for name in ("own_network:nothing", "own_network:picky", "own_network:gone", "no_such:thing", "resnet81"):
+        code, out, err = shell("layers", name)
+        assert (code, out, err.count("\n")) == (2, "", 1), name
+
+
+def test_help_comes_at_once(tmp_path: Path) -> None:
+    """No torch for help (about 2 s to import), nor for negating a file."""
+    code = (
+        "import sys; from fedunlearn.cli import main; sys.argv = ['fedunlearn', '--help']\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    after = os.times()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "negate" in done.stdout
+    # Of the processor, not of the clock: a busy machine must not fail the test.
+    assert sum(after[2:4]) - sum(before[2:4]) < 0.5
