@@ -313,6 +313,8 @@ class _Run:
         everybody = InProcess(architecture, [*_clients(experiment.data, data, seed), *tests], workers=workers)
         testing = AnyOf(tuple(map(ForgetClient, self._TESTS)))
         self.federation, self.test = everybody.where(Rest(testing)), everybody.where(testing)
+        if not self.federation.where(experiment.request).clients:
+            raise ValueError("the request means no training sample of anybody: nothing is to be forgotten")
         self.training = experiment.training.program()
 
     def rows(self) -> Iterator[Row]:
@@ -341,8 +343,6 @@ class _Run:
             Metered(self.federation, ledger), weights, self.experiment.request, self.training, self.architecture,
             seed=stable_seed(self.seed, "unlearning"),
         )  # fmt: skip
-        if task.empty:
-            raise ValueError("the request means no sample of anybody: nothing is to be forgotten")
         rounds = self.experiment.training.rounds if isinstance(method, Retrain) else self.experiment.recovery.rounds
         for step in follow(method, task, rounds):
             seconds += step.seconds

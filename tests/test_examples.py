@@ -1,0 +1,37 @@
+"""The examples run as they stand, from anywhere, and say what they are there to say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def output(name: str, folder: Path) -> str:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+def test_negate_your_model(tmp_path: Path) -> None:
+    before, after, recovered = re.findall(r"retain (\d+) %", output("01_negate_your_model.py", tmp_path))
+    assert int(before) > 90
+    assert int(after) < 50
+    assert int(recovered) > 90
+
+
+def test_forget_a_client(tmp_path: Path) -> None:
+    lines = output("02_forget_a_client.py", tmp_path).splitlines()
+    first = {line.split(":")[0].strip(): float(line.split("'0': ")[1].split(",")[0]) for line in lines}
+    assert first.keys() == {"FT", "NoT", "Retrain"}
+    assert first["FT"] > 50 > 30 > first["NoT"]
+    assert abs(first["NoT"] - first["Retrain"]) < 10
+
+
+def test_every_example_is_tested() -> None:
+    tested = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if path.name not in tested] == []
