@@ -30,6 +30,7 @@ def curve(rows: list[Row], method: str, measure: str) -> tuple[list[int], list[f
 
 
 def main() -> None:
+    """Run, draw, save."""
     plan = experiments.load("quickstart")
     plan = dataclasses.replace(plan, recovery=dataclasses.replace(plan.recovery, rounds=ROUNDS, evaluate_every=1))
     rows = list(experiments.run(plan))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -131,3 +132,93 @@ def test_help_comes_at_once(tmp_path: Path) -> None:
     assert "negate" in done.stdout
     # Of the processor, not of the clock: a busy machine must not fail the test.
     assert sum(after[2:4]) - sum(before[2:4]) < 0.5
+
+
+TINY = """
+title = "Tiny"
+seeds = [0]
+[data]
+name = "digits"
+clients = 3
+samples = 40
+[model]
+name = "layernorm-cnn"
+options = { channels = [2, 4], kernel = 3 }
+[training]
+rounds = 1
+[request]
+kind = "Client"
+client = "0"
+[recovery]
+rounds = 1
+"""
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(4, 3))
+
+class Stripes(torch.utils.data.Dataset):
+    def __len__(self):
+        return 150
+    def __getitem__(self, index):
+        return torch.full((1, 2, 2), index % 3.0), index % 3
+
+def load():
+    return Stripes(), (torch.zeros(30, 1, 2, 2), torch.arange(30) % 3)
+"""
+
+
+def test_running_an_experiment(shell: Shell, tmp_path: Path) -> None:
+    plan, output = tmp_path / "tiny.toml", tmp_path / "new" / "rows.json"
+    plan.write_text(TINY)
+    code, out, err = shell("run", plan, "--output", output, "--seeds", "4,5", "--workers", "1")
+    assert code == 0, err
+    assert out.startswith("Tiny\n")
+    assert [line.split()[0] for line in out.splitlines()[2:10:2]] == ["Original", "Retrain", "FT", "NoT"]
+    assert max(map(len, out.splitlines())) - len(str(output)) <= 80
+    report = json.loads(output.read_text())
+    assert {row["seed"] for row in report["rows"]} == {4, 5}
+
+
+def test_running_with_a_network_and_data_of_the_users(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "mine.py").write_text(OWN)
+    shell.monkeypatch.chdir(tmp_path)
+    shell.monkeypatch.setattr(sys, "path", list(sys.path))
+    code, out, err = shell("run", "tiny.toml", "--model", "mine:Net", "--data", "mine:load", "--workers", "2")
+    assert code == 0, err
+    assert out.endswith("rows: runs/tiny.json\n")
+    assert (tmp_path / "runs" / "tiny.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["quickstar"], "there is no experiment 'quickstar': give a TOML file, or one of fashion-client, quickstart"),
+        (["tiny.toml", "--seeds", "one"], "--seeds takes whole numbers with commas between them"),
+        (["tiny.toml", "--seeds", "1,1"], "seeds must differ"),
+        (["tiny.toml", "--data", "digit"], "there is no data set 'digit' (did you mean digits?)"),
+        (["tiny.toml", "--model", "nowhere:Net"], "there is no module 'nowhere'"),
+        (["tiny.toml", "--model", "resnet18"], "takes images of 3 channels"),
+        (["tiny.toml", "--data", "fashion-mnist", "--data-dir", "."], "apt-get install dataset-fashion-mnist"),
+        (["tiny.toml", "--download"], "there is nothing to download for 'digits'"),
+    ],
+)
+def test_a_run_that_cannot_be(shell: Shell, tmp_path: Path, arguments: list[str], says: str) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    shell.monkeypatch.chdir(tmp_path)
+    code, out, err = shell("run", *arguments, "--workers", "1")
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
+
+
+def test_listing_what_is_shipped(shell: Shell) -> None:
+    code, out, _ = shell("experiments")
+    assert code == 0
+    assert "quickstart: A clinic with a sideways scanner leaves\n" in out

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from fedunlearn import experiment as experiments
+from fedunlearn.backends.metered import Traffic
 from fedunlearn.data.partition import Dirichlet
 from fedunlearn.data.treatment import Turned
+from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.table import table
 from fedunlearn.experiment import ExperimentError
 from fedunlearn.methods.negation import NoT
@@ -129,11 +131,18 @@ def test_a_run_and_its_file(tmp_path: Path) -> None:
         ("NoT", "recover", 1, True),
     ]
     assert experiments.total_rounds(plan) == sum(row.phase != "unlearn" for row in rows)
-    original, retrain, tuned, negated = (rows[at] for at in (1, 4, 5, 7))
+    original, retrain, tuned, negated = (sum(rows[at].costs.values(), Cost()) for at in (1, 4, 5, 7))
     assert original.traffic.down * 3 == retrain.traffic.down * 4  # four clients, then three; two rounds each
-    assert tuned.traffic == negated.traffic  # negation is free
+    assert tuned.traffic == negated.traffic
     assert tuned.flops * 2 == retrain.flops
-    assert rows[6].traffic.work.forward == 0  # and scoring is not counted
+    assert rows[7].costs["unlearn"].traffic == Traffic()  # negation is free, and scoring is nobody's cost
+    assert rows[7].costs["unlearn"].flops == rows[7].costs["unlearn"].storage == 0
+    assert {row.method: set(row.costs) for row in rows} == {
+        "Original": {"train"},
+        "Retrain": {"unlearn", "recover"},
+        "FT": {"recover"},
+        "NoT": {"unlearn", "recover"},
+    }
     path = tmp_path / "rows.json"
     experiments.write(path, plan, rows)
     report = json.loads(path.read_text())

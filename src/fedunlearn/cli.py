@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from torch import nn
 
+    from fedunlearn.evaluation.table import Row
     from fedunlearn.names import Layer
 
 __all__ = ["app", "main"]
@@ -32,7 +33,7 @@ def main() -> None:
     """Run the command line; what a user can mend is one sentence on standard error and exit code 2."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sentence = " ".join(str(error).split())
         print(f"fedunlearn: {sentence}", file=sys.stderr)
         sys.exit(2)
@@ -112,16 +113,19 @@ def run_experiment(
 
     plan = experiments.changed(experiments.load(experiment), seeds=_numbers(seeds), data=data, model=model)
     output = output or Path("runs") / f"{Path(experiment).stem}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name the file to write with --output")
     if download:
         datasets.download(plan.data.name, data_dir)
-    rows = []
+    rows: list[Row] = []
     with console.watching(experiments.total_rounds(plan)) as show:
         for row in experiments.run(plan, workers=workers, data_dir=data_dir):
+            if not rows:  # all went together: from here on it is worth a folder
+                output.parent.mkdir(parents=True, exist_ok=True)
             rows.append(row)
             show(row)
-    experiments.write(output, plan, rows)
     console.print_comparison(plan.title, table(rows))
+    experiments.write(output, plan, rows)
     print(f"rows: {output}")
 
 
@@ -146,10 +150,7 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
 def _network(name: str) -> nn.Module:
     from fedunlearn.models import build
 
-    try:
-        return build(name, 1000, (3, 224, 224))
-    except (ImportError, TypeError) as error:
-        raise ValueError(f"cannot build {name}: {error}") from error
+    return build(name, 1000, (3, 224, 224))
 
 
 def _print_layers(rows: Sequence[Layer], default: Collection[str]) -> None:

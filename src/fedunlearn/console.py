@@ -26,7 +26,7 @@ def console() -> Console:
 def watching(rounds: int) -> Iterator[Callable[[Row], None]]:
     """A bar on standard error, out of so many rounds; call what it gives with each row."""
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("starting", total=rounds)
 
         def show(row: Row) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,17 +17,18 @@ from pydantic.dataclasses import dataclass
 from fedunlearn.architecture import Architecture
 from fedunlearn.atomic import atomic_write
 from fedunlearn.backends.in_process import InProcess
-from fedunlearn.backends.metered import Ledger, Metered, Traffic
+from fedunlearn.backends.metered import Metered
 from fedunlearn.backends.wire import encode
 from fedunlearn.client import Client
 from fedunlearn.data import datasets
 from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Turned
+from fedunlearn.evaluation.cost import Account
 from fedunlearn.evaluation.flops import SampleFlops, flops_per_sample
-from fedunlearn.evaluation.follow import follow
-from fedunlearn.evaluation.scores import Scores, score
+from fedunlearn.evaluation.follow import Step, follow, timed
+from fedunlearn.evaluation.scores import score
 from fedunlearn.evaluation.table import ORIGINAL, Row, table
-from fedunlearn.federation import ClientId, Phase
+from fedunlearn.federation import ClientId
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
@@ -272,10 +273,7 @@ def write(path: Path, experiment: Experiment, rows: Sequence[Row]) -> None:
 
 def total_rounds(experiment: Experiment) -> int:
     """How many rounds a run has, first training included."""
-    each = sum(
-        experiment.training.rounds if isinstance(method, Retrain) else experiment.recovery.rounds
-        for method in experiment.methods
-    )
+    each = sum(_rounds(experiment, method) for method in experiment.methods)
     return len(experiment.seeds) * (experiment.training.rounds + each)
 
 
@@ -318,52 +316,37 @@ class _Run:
         self.training = experiment.training.program()
 
     def rows(self) -> Iterator[Row]:
-        ledger, rounds, seconds = Ledger(), self.experiment.training.rounds, 0.0
-        ordinary = fedavg(
-            Metered(self.federation, ledger),
-            self.architecture.fresh(self.seed),
-            self.training,
-            self.seed,
-            "train",
-        )
-        weights = None
-        for done in range(1, rounds + 1):
-            started = time.perf_counter()
-            weights = next(ordinary).after
-            seconds += time.perf_counter() - started
-            scores = self._scores(weights) if done == rounds else None
-            yield self._row(ORIGINAL, "train", done, seconds, ledger, scores)
-        assert weights is not None
+        account = Account(self.flops)
+        federation = Metered(self.federation, account.ledger)
+        weights = self.architecture.fresh(self.seed)
+        ordinary = fedavg(federation, weights, self.training, self.seed, "train")
+        for step in islice(timed("train", ordinary), self.experiment.training.rounds):
+            weights = step.round.after
+            done = step.round.number + 1
+            yield self._row(ORIGINAL, step, account, done, scored=done == self.experiment.training.rounds)
         for method in self.experiment.methods:
             yield from self._followed(method, weights)
 
     def _followed(self, method: Method, weights: Weights) -> Iterator[Row]:
-        ledger, seconds, done = Ledger(), 0.0, 0
-        task = Task.of(
-            Metered(self.federation, ledger), weights, self.experiment.request, self.training, self.architecture,
-            seed=stable_seed(self.seed, "unlearning"),
-        )  # fmt: skip
-        rounds = self.experiment.training.rounds if isinstance(method, Retrain) else self.experiment.recovery.rounds
+        account = Account(self.flops)
+        federation = Metered(self.federation, account.ledger)
+        seed = stable_seed(self.seed, "unlearning")
+        task = Task.of(federation, weights, self.experiment.request, self.training, self.architecture, seed=seed)
+        rounds, done = _rounds(self.experiment, method), 0
         for step in follow(method, task, rounds):
-            seconds += step.seconds
             done += step.phase == "recover"
             due = done == rounds or done % self.experiment.recovery.evaluate_every == 0
-            yield self._row(
-                method.name,
-                step.phase,
-                done,
-                seconds,
-                ledger,
-                self._scores(step.round.after) if due else None,
-            )
+            yield self._row(method.name, step, account, done, scored=due)
 
-    def _scores(self, weights: Weights) -> Scores:
-        return score(weights, self.federation.marking(self.experiment.request), self.test, self.seed)
+    def _row(self, method: str, step: Step, account: Account, done: int, *, scored: bool) -> Row:
+        account.add(step)
+        everyone = self.federation.marking(self.experiment.request)
+        scores = score(step.round.after, everyone, self.test, self.seed) if scored else None
+        return Row(self.seed, method, step.phase, done, account.costs(), scores)
 
-    def _row(self, method: str, phase: Phase, done: int, seconds: float, ledger: Ledger, scores: Scores | None) -> Row:
-        traffic = sum(ledger.phases.values(), Traffic())
-        flops = traffic.work.forward * self.flops.forward + traffic.work.backward * self.flops.backward
-        return Row(self.seed, method, phase, done, seconds, traffic, flops, scores)
+
+def _rounds(experiment: Experiment, method: Method) -> int:
+    return experiment.training.rounds if isinstance(method, Retrain) else experiment.recovery.rounds
 
 
 def _clients(plan: Data, data: datasets.DataSet, seed: int) -> list[Client]:

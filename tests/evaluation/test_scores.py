@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedunlearn.backends.in_process import InProcess
-from fedunlearn.backends.metered import Traffic
+from fedunlearn.backends.metered import Metered, Traffic
 from fedunlearn.contract import small_task
+from fedunlearn.evaluation.cost import Account, Cost
+from fedunlearn.evaluation.flops import SampleFlops
 from fedunlearn.evaluation.follow import follow, unlearn
 from fedunlearn.evaluation.scores import MEASURES, Scores, average_gap, score
 from fedunlearn.evaluation.table import Best, Row, table
+from fedunlearn.federation import Phase
 from fedunlearn.methods.negation import NoT
 from fedunlearn.requests import ForgetClass, ForgetClient
 from fedunlearn.rounds import Round
@@ -95,9 +99,29 @@ def test_unlearn_is_the_last_step(one_worker: InProcess) -> None:
     assert unlearn(NoT(), small_task(ForgetClient("nobody"), one_worker), 2).same_bits(task.weights)
 
 
+def test_an_account_of_two_phases(one_worker: InProcess) -> None:
+    """Two rounds of three clients with 16 + 18 + 19 training samples; 10 operations there and 20 back for each."""
+    account = Account(SampleFlops(10, 20), storage=5)
+    task = small_task(ForgetClient("1"), one_worker)
+    metered = replace(task, retained=Metered(task.retained, account.ledger))
+    for step in follow(NoT(), metered, 2):
+        account.add(step)
+    negation, recovery = (account.costs()[phase] for phase in ("unlearn", "recover"))  # type: ignore[index]
+    assert negation.traffic == Traffic()
+    assert (negation.flops, negation.storage) == (0, 5)
+    assert recovery.flops == 2 * 53 * 30
+    assert recovery.traffic.down == recovery.traffic.up == 2 * 3 * task.weights.parameter_bytes
+    both = negation + recovery
+    assert (both.flops, both.storage) == (recovery.flops, 5)
+    assert both.seconds == negation.seconds + recovery.seconds
+
+
 def row(seed: int, method: str, rounds: int, retain: float | None, **more: float) -> Row:
     found = None if retain is None else scores(retain)
-    return Row(seed, method, "recover", rounds, more.get("seconds", 1.0), Traffic(10, 20), 7, found)
+    costs: dict[Phase, Cost] = {"unlearn": Cost(Traffic(4, 5), 3, 0.5), "recover": Cost(Traffic(10, 20), 7, 1.0, 8)}
+    if "seconds" in more:
+        costs["recover"] = replace(costs["recover"], seconds=more["seconds"])
+    return Row(seed, method, "recover", rounds, costs, found)
 
 
 def test_the_table_by_hand() -> None:
@@ -115,7 +139,8 @@ def test_the_table_by_hand() -> None:
     assert tuned.retain.distance == 10
     assert (tuned.gap.of_means, tuned.gap.mean) == (2.5, 2.5)
     assert tuned.best == Best(5, 0.5)
-    assert (tuned.seeds, tuned.rounds, tuned.bytes, tuned.flops, tuned.seconds) == (2, 10, 30, 7, 2.0)
+    assert tuned.storage == 8
+    assert (tuned.seeds, tuned.rounds, tuned.bytes, tuned.flops, tuned.seconds) == (2, 10, 39, 10, 2.5)
 
 
 def test_there_is_no_table_without_the_reference() -> None:

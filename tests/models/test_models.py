@@ -103,7 +103,7 @@ def test_own_network_is_built_with_its_options_alone() -> None:
 
 
 def test_what_is_no_network_is_refused() -> None:
-    with pytest.raises(TypeError, match="returned OrderedDict"):
+    with pytest.raises(ValueError, match="returned OrderedDict"):
         models.build("collections:OrderedDict", 10, (4,))
 
 

@@ -45,10 +45,6 @@ class Ledger:
 
     phases: dict[Phase, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
 
-    def copy(self) -> Ledger:
-        """The account as it stands."""
-        return Ledger(defaultdict(Traffic, self.phases))
-
 
 class Metered:
     """A federation around another that keeps its account; views share it.

@@ -121,7 +121,7 @@ def _fashion_mnist(data_dir: Path | None) -> DataSet:
     raise DataMissing(
         f"Fashion-MNIST's four *-ubyte files are not in {', '.join(map(str, places))}: "
         "run `apt-get install dataset-fashion-mnist`, or name their directory with --data-dir, "
-        "or let torchvision fetch them with fedunlearn.data.datasets.download('fashion-mnist')"
+        "or let torchvision fetch them with --download (in Python: fedunlearn.data.datasets.download('fashion-mnist'))"
     )
 
 

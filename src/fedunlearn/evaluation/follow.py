@@ -12,7 +12,7 @@ from fedunlearn.rounds import Round
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["Step", "follow", "unlearn"]
+__all__ = ["Step", "follow", "timed", "unlearn"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +40,12 @@ def follow(method: Method, task: Task, rounds: int, resume: Step | None = None) 
     saved = resume.round if resume else None
     weights, start = saved.after if saved else task.weights, 0
     if resume is None or resume.phase == "unlearn":
-        for step in _timed("unlearn", method.unlearn(task, saved)):
+        for step in timed("unlearn", method.unlearn(task, saved)):
             weights = step.round.after
             yield step
     else:
         start = resume.round.number + 1
-    yield from _timed("recover", islice(method.recover(task, weights, start), max(rounds - start, 0)))
+    yield from timed("recover", islice(method.recover(task, weights, start), max(rounds - start, 0)))
 
 
 def unlearn(method: Method, task: Task, rounds: int) -> Weights:
@@ -60,7 +60,8 @@ def unlearn(method: Method, task: Task, rounds: int) -> Weights:
     return weights
 
 
-def _timed(phase: Phase, rounds: Iterator[Round]) -> Iterator[Step]:
+def timed(phase: Phase, rounds: Iterator[Round]) -> Iterator[Step]:
+    """Rounds with the seconds that each took; what is done between them takes none."""
     while True:
         started = time.perf_counter()
         done = next(rounds, None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from fedunlearn.backends.metered import Traffic
+from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.scores import Gap, Scores, average_gap
 from fedunlearn.federation import Phase
 
@@ -50,9 +50,7 @@ class Row:
         method: that it is of; "Original": the model before the request.
         phase: that it is in.
         rounds: of the first training, or of recovery, done so far.
-        seconds: of wall time so far, scoring excluded.
-        traffic: so far, in unlearning and recovery together (or in the first training).
-        flops: so far, at the clients.
+        costs: so far, by phase: of the method alone, or of the first training.
         scores: where the model was scored.
     """
 
@@ -60,9 +58,7 @@ class Row:
     method: str
     phase: Phase
     rounds: int
-    seconds: float
-    traffic: Traffic
-    flops: int
+    costs: Mapping[Phase, Cost]
     scores: Scores | None
 
 
@@ -79,6 +75,7 @@ class Line:
         bytes: sent both ways, parameters alone as the paper counts, mean over seeds.
         flops: at the clients, mean over seeds.
         seconds: wall time, mean over seeds.
+        storage: bytes kept since before the request, mean over seeds.
         best: the oracle's choice; None for the references.
     """
 
@@ -94,6 +91,7 @@ class Line:
     bytes: int
     flops: int
     seconds: float
+    storage: int
     best: Best | None
 
 
@@ -114,7 +112,7 @@ def table(rows: Iterable[Row], reference: str = "Retrain") -> list[Line]:
 
 
 def _line(method: str, rounds: dict[int, dict[int, Row]], theirs: Sequence[Scores], refers: bool) -> Line:
-    last = list(rounds[max(rounds)].values())
+    bills = [sum(row.costs.values(), Cost()) for row in rounds[max(rounds)].values()]
     ours = _scores(rounds[max(rounds)])
 
     def spread(measure: Callable[[Scores], float]) -> Spread:
@@ -126,7 +124,7 @@ def _line(method: str, rounds: dict[int, dict[int, Row]], theirs: Sequence[Score
     best = min(gaps, key=gaps.__getitem__)
     return Line(
         method=method,
-        seeds=len(last),
+        seeds=len(bills),
         retain=spread(lambda s: s.retain),
         forget=spread(lambda s: s.forget),
         test=spread(lambda s: s.test),
@@ -134,9 +132,10 @@ def _line(method: str, rounds: dict[int, dict[int, Row]], theirs: Sequence[Score
         mia_efficacy=spread(lambda s: s.mia_efficacy),
         gap=average_gap(ours, theirs),
         rounds=max(rounds),
-        bytes=round(fmean(row.traffic.down + row.traffic.up for row in last)),
-        flops=round(fmean(row.flops for row in last)),
-        seconds=fmean(row.seconds for row in last),
+        bytes=round(fmean(bill.traffic.down + bill.traffic.up for bill in bills)),
+        flops=round(fmean(bill.flops for bill in bills)),
+        seconds=fmean(bill.seconds for bill in bills),
+        storage=round(fmean(bill.storage for bill in bills)),
         best=None if refers else Best(best, gaps[best]),
     )
 

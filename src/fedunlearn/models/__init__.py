@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -27,8 +28,8 @@ def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn
         **options: further arguments of the network's constructor.
 
     Raises:
-        ValueError: the name is unknown, or the network cannot take inputs of this shape.
-        TypeError: what ``package.module:Class`` returned is no network.
+        ValueError: the name is unknown, the network cannot take inputs of this shape, the options do not fit,
+            or what ``package.module:Class`` returned is no network.
         ImportError: there is no such class.
     """
     if name == "layernorm-cnn":
@@ -36,9 +37,14 @@ def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn
     if name in _TORCHVISION:
         return _torchvision(name, classes, shape, options)
     if ":" in name:
-        network = load_object(name)(**options)
+        maker = load_object(name)
+        try:
+            signature(maker).bind(**options)
+        except TypeError as error:
+            raise ValueError(f"cannot build {name}: {error}") from None
+        network = maker(**options)
         if not isinstance(network, nn.Module):
-            raise TypeError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
+            raise ValueError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
         return network
     raise unknown("model", name, NAMES)
 

@@ -1,0 +1,62 @@
+"""What a method costs, by phase: traffic, operations, time, and storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedunlearn.backends.metered import Ledger, Traffic
+from fedunlearn.evaluation.flops import SampleFlops
+from fedunlearn.evaluation.follow import Step
+from fedunlearn.federation import Phase
+
+__all__ = ["Account", "Cost"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A price.
+
+    Attributes:
+        traffic: bytes sent, and sample passes.
+        flops: at the clients; a multiplication with its addition counts as two. What the server computes on
+            weights (negation, averages) is not counted: it is less by orders of magnitude.
+        seconds: wall time, without scoring.
+        storage: bytes that had to be kept since before the request.
+    """
+
+    traffic: Traffic = field(default_factory=Traffic)
+    flops: int = 0
+    seconds: float = 0.0
+    storage: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.traffic + other.traffic,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+            max(self.storage, other.storage),
+        )
+
+
+class Account:
+    """A method's bill as it grows: hand it each step, and run the method on federations metered by ``ledger``."""
+
+    def __init__(self, network: SampleFlops, storage: int = 0) -> None:
+        self.ledger = Ledger()
+        self._network, self._storage = network, storage
+        self._seconds: dict[Phase, float] = {}
+
+    def add(self, step: Step) -> None:
+        """Take in the time of a step."""
+        self._seconds[step.phase] = self._seconds.get(step.phase, 0.0) + step.seconds
+
+    def costs(self) -> Mapping[Phase, Cost]:
+        """What each phase has cost so far; scoring is nobody's cost."""
+        found: dict[Phase, Cost] = {}
+        for phase, seconds in self._seconds.items():
+            traffic = self.ledger.phases.get(phase, Traffic())
+            work = traffic.work
+            flops = work.forward * self._network.forward + work.backward * self._network.backward
+            found[phase] = Cost(traffic, flops, seconds, self._storage)
+        return found
