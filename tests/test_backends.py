@@ -18,13 +18,13 @@ from fedunlearn.backends.metered import Ledger, Metered, Traffic
 from fedunlearn.backends.packing import pack, unpack
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.backends.wire import WireError, decode, encode, weights_in
+from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.client import Client
 from fedunlearn.contract import SmallNet, small_federation
 from fedunlearn.federation import (
     ClientContext,
     ClientError,
     ClientId,
-    Federation,
     Forgotten,
     Program,
     Reply,
@@ -174,6 +174,7 @@ GUARDLESS = """
 import torch
 from torch import nn
 from fedunlearn.backends.in_process import InProcess
+from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.client import Client
 from fedunlearn.programs import LocalTraining
 from fedunlearn.rounds import train
@@ -278,27 +279,18 @@ def test_resnet_18_has_the_papers_size() -> None:
     assert resnet.nbytes == 44_765_128
 
 
-class Unreachable:
+class Unreachable(Wrapper):
     """A federation in which client 1 never answers."""
-
-    def __init__(self, inner: Federation) -> None:
-        self.inner = inner
-
-    @property
-    def clients(self) -> tuple[ClientId, ...]:
-        return self.inner.clients
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
         return ((c, r) for c, r in self.inner.run(program, weights, turn, clients) if c != "1")
 
-    where = marking = None  # type: ignore[assignment]
-
 
 def test_who_is_asked_in_vain_has_still_been_sent_a_model(one_worker: InProcess) -> None:
     ledger, weights = Ledger(), one_worker.architecture.fresh(0)
-    average = aggregate(Metered(Unreachable(one_worker), ledger), weights, TRAINING, TURN)  # type: ignore[arg-type]
+    average = aggregate(Metered(Unreachable(one_worker), ledger), weights, TRAINING, TURN)
     assert ledger.phases["train"].down == 4 * weights.parameter_bytes
     assert ledger.phases["train"].up == 3 * weights.parameter_bytes
     assert average.same_bits(aggregate(one_worker, weights, TRAINING, TURN, ["0", "2", "3"]))

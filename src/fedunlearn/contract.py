@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.metered import Ledger, Metered, Traffic
+from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.client import Client
 from fedunlearn.evaluation.follow import Step, follow
 from fedunlearn.federation import (
@@ -266,45 +267,20 @@ class _Nobody:
         return torch.zeros(labels.shape, dtype=torch.bool)
 
 
-class _Around:
-    """A federation that does to another's replies what a subclass says."""
-
-    def __init__(self, inner: Federation) -> None:
-        self.inner = inner
-
-    @property
-    def clients(self) -> tuple[ClientId, ...]:
-        return self.inner.clients
-
-    def around(self, inner: Federation) -> Federation:
-        return type(self)(inner)
-
-    def where(self, keeps: Predicate) -> Federation:
-        return self.around(self.inner.where(keeps))
-
-    def marking(self, request: Predicate) -> Federation:
-        return self.around(self.inner.marking(request))
-
-    def run(
-        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
-    ) -> Iterator[tuple[ClientId, Reply]]:
-        return self.inner.run(program, weights, turn, clients)
-
-
-class _Denied(_Around):
+class _Denied(Wrapper):
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
         raise AssertionError("the unlearning step asks clients that it does not declare a need for")
 
 
-class _Watched(_Around):
+class _Watched(Wrapper):
     def __init__(self, inner: Federation, seen: list[tuple[Phase, int, ClientId]]) -> None:
         super().__init__(inner)
         self.seen = seen
 
-    def around(self, inner: Federation) -> Federation:
-        return _Watched(inner, self.seen)
+    def around(self, inner: Federation) -> Self:
+        return type(self)(inner, self.seen)
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
@@ -314,7 +290,7 @@ class _Watched(_Around):
             yield client, reply
 
 
-class _Masked(_Around):
+class _Masked(Wrapper):
     """Secure aggregation's view of replies: each is hidden by noise that cancels in the mean over samples."""
 
     def run(
@@ -335,7 +311,7 @@ class _Masked(_Around):
         return like.map(lambda tensor: torch.randn(tensor.shape, generator=rng))
 
 
-class _Blindfolded(_Around):
+class _Blindfolded(Wrapper):
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedunlearn.data.partition import Dirichlet, Iid, dirichlet, iid
+from fedunlearn.data.partition import Dirichlet, Iid
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -30,7 +30,7 @@ def assert_is_partition(parts: tuple[Tensor, ...], samples: int, clients: int) -
 @given(labels_and_clients(), SEEDS)
 def test_iid_deals_out_every_sample_once_and_evenly(case: tuple[Tensor, int], seed: int) -> None:
     labels, clients = case
-    parts = iid(labels, clients, seed)
+    parts = Iid()(labels, clients, seed)
     assert_is_partition(parts, len(labels), clients)
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -61,21 +61,21 @@ def test_another_seed_deals_otherwise(partition: Iid | Dirichlet) -> None:
 
 def test_another_seed_draws_other_shares() -> None:
     labels = torch.arange(400) % 10
-    sizes = [[len(part) for part in dirichlet(labels, 4, 1.0, seed)] for seed in range(3)]
+    sizes = [[len(part) for part in Dirichlet(1.0)(labels, 4, seed)] for seed in range(3)]
     assert sizes[0] != sizes[1] != sizes[2]
 
 
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
-    dirichlet(torch.arange(400) % 10, 4, 1.0, seed=0)
-    iid(torch.arange(400) % 10, 4, seed=0)
+    Dirichlet(1.0)(torch.arange(400) % 10, 4, seed=0)
+    Iid()(torch.arange(400) % 10, 4, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_dirichlet_takes_a_random_part_of_each_class() -> None:
     """Without the shuffle each client would have a run of neighbours in the data set."""
     labels = torch.zeros(1000, dtype=torch.int64)
-    parts = dirichlet(labels, 2, alpha=1000.0, seed=0)
+    parts = Dirichlet(1000.0)(labels, 2, seed=0)
     assert all(400 < part.double().mean() < 600 for part in parts)
 
 
@@ -100,7 +100,7 @@ def test_a_small_alpha_gives_each_class_to_one_client() -> None:
 
 def test_the_papers_setting_is_possible() -> None:
     """10 clients, alpha = 0.1, as many samples as CIFAR-10."""
-    parts = dirichlet(torch.arange(50_000) % 10, 10, alpha=0.1, seed=0)
+    parts = Dirichlet(0.1)(torch.arange(50_000) % 10, 10, seed=0)
     assert min(len(part) for part in parts) >= 10
 
 
@@ -124,10 +124,10 @@ def test_a_client_without_a_sample_is_refused(partition: Iid | Dirichlet, client
 
 def test_an_impossible_minimum_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="99 samples cannot give each of 10 clients 10"):
-        dirichlet(torch.arange(99) % 10, 10, 1.0, seed=0)
+        Dirichlet(1.0)(torch.arange(99) % 10, 10, seed=0)
 
 
 def test_an_improbable_minimum_ends_with_advice() -> None:
     """Three classes, each whole at one client, cannot reach ten clients."""
     with pytest.raises(ValueError, match=r"raise alpha \(now 0.0001\), or lower the minimum"):
-        dirichlet(torch.arange(300) % 3, 10, 1e-4, seed=0)
+        Dirichlet(1e-4)(torch.arange(300) % 3, 10, seed=0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from fedunlearn.backends.wire import weights_in
-from fedunlearn.federation import ClientId, Federation, Phase, Predicate, Program, Reply, Turn, Work
+from fedunlearn.backends.wrapper import Wrapper
+from fedunlearn.federation import ClientId, Federation, Phase, Program, Reply, Turn, Work
 from fedunlearn.weights import Weights
 
 __all__ = ["Ledger", "Metered", "Traffic"]
@@ -46,7 +48,7 @@ class Ledger:
     phases: dict[Phase, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
 
 
-class Metered:
+class Metered(Wrapper):
     """A federation around another that keeps its account; views share it.
 
     Put it next to the backend: a wrapper outside it that picks clients is then counted for what it picks.
@@ -54,12 +56,12 @@ class Metered:
     """
 
     def __init__(self, inner: Federation, ledger: Ledger) -> None:
-        self._inner, self.ledger = inner, ledger
+        super().__init__(inner)
+        self.ledger = ledger
 
-    @property
-    def clients(self) -> tuple[ClientId, ...]:
-        """See `Federation.clients`."""
-        return self._inner.clients
+    def around(self, inner: Federation) -> Self:
+        """See `Wrapper.around`."""
+        return type(self)(inner, self.ledger)
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
@@ -69,7 +71,7 @@ class Metered:
         down = Traffic(down=sum(w.parameter_bytes for w in sent), down_all=sum(w.nbytes for w in sent))
         silent = set(self.clients if clients is None else clients)
         phases = self.ledger.phases
-        for client, reply in self._inner.run(program, weights, turn, clients):
+        for client, reply in self.inner.run(program, weights, turn, clients):
             silent.discard(client)
             came = [*([reply.weights] if reply.weights is not None else []), *reply.extra.values()]
             values = sum(value.nbytes for value in reply.values.values())
@@ -82,11 +84,3 @@ class Metered:
             yield client, reply
         for _ in silent:  # asked in vain
             phases[turn.phase] += down
-
-    def where(self, keeps: Predicate) -> Metered:
-        """See `Federation.where`."""
-        return Metered(self._inner.where(keeps), self.ledger)
-
-    def marking(self, request: Predicate) -> Metered:
-        """See `Federation.marking`."""
-        return Metered(self._inner.marking(request), self.ledger)

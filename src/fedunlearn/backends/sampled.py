@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Self
 
-from fedunlearn.federation import ClientId, Federation, Predicate, Program, Reply, Turn
+from fedunlearn.backends.wrapper import Wrapper
+from fedunlearn.federation import ClientId, Federation, Program, Reply, Turn
 from fedunlearn.weights import Weights
 
 __all__ = ["Sampled"]
 
 
-class Sampled:
+class Sampled(Wrapper):
     """A federation around another in which ``ceil(fraction * clients)`` take part in each round.
 
     They are those with the lowest hash of (seed, phase, number, client): a client's rank depends on no other
@@ -21,30 +23,22 @@ class Sampled:
     def __init__(self, inner: Federation, fraction: float) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"the participating share must be in (0, 1], not {fraction}")
-        self._inner, self._fraction = inner, fraction
+        super().__init__(inner)
+        self.fraction = fraction
 
-    @property
-    def clients(self) -> tuple[ClientId, ...]:
-        """See `Federation.clients`."""
-        return self._inner.clients
+    def around(self, inner: Federation) -> Self:
+        """See `Wrapper.around`."""
+        return type(self)(inner, self.fraction)
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
         """See `Federation.run`."""
-        return self._inner.run(program, weights, turn, self._drawn(turn) if clients is None else clients)
-
-    def where(self, keeps: Predicate) -> Sampled:
-        """See `Federation.where`."""
-        return Sampled(self._inner.where(keeps), self._fraction)
-
-    def marking(self, request: Predicate) -> Sampled:
-        """See `Federation.marking`."""
-        return Sampled(self._inner.marking(request), self._fraction)
+        return self.inner.run(program, weights, turn, self._drawn(turn) if clients is None else clients)
 
     def _drawn(self, turn: Turn) -> tuple[ClientId, ...]:
         # The steps of one round are taken by the same clients, so ``turn.step`` is left out.
         rank = {
             client: Turn(turn.seed, turn.phase, turn.number).seed_for(client, "takes part") for client in self.clients
         }
-        return tuple(sorted(self.clients, key=rank.__getitem__)[: math.ceil(self._fraction * len(self.clients))])
+        return tuple(sorted(self.clients, key=rank.__getitem__)[: math.ceil(self.fraction * len(self.clients))])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedunlearn.randomness import generator, stable_seed
 
-__all__ = ["Dirichlet", "Iid", "dirichlet", "iid"]
+__all__ = ["Dirichlet", "Iid"]
 
 _REDRAWS = 1000
 
@@ -108,16 +108,6 @@ class Dirichlet:
             f"in each of {_REDRAWS} draws a client had fewer than {self.minimum} of the samples: "
             f"raise alpha (now {self.alpha}), or lower the minimum or the number of clients (now {clients})"
         )
-
-
-def iid(labels: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
-    """See `Iid`."""
-    return Iid()(labels, clients, seed)
-
-
-def dirichlet(labels: Tensor, clients: int, alpha: float, seed: int) -> tuple[Tensor, ...]:
-    """See `Dirichlet`; no client gets fewer than 10 samples."""
-    return Dirichlet(alpha)(labels, clients, seed)
 
 
 def _check(labels: Tensor, clients: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -39,10 +38,9 @@ def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn
     if ":" in name:
         maker = load_object(name)
         try:
-            signature(maker).bind(**options)
+            network = maker(**options)
         except TypeError as error:
-            raise ValueError(f"cannot build {name}: {error}") from None
-        network = maker(**options)
+            raise ValueError(f"cannot build {name}: {error}") from error
         if not isinstance(network, nn.Module):
             raise ValueError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
         return network
