@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +69,32 @@ class FailAt:
 class Die:
     def __call__(self, context: ClientContext) -> Reply:
         os.kill(os.getpid(), signal.SIGKILL)
+        return Reply()
+
+
+class Peculiar(Exception):
+    """Can be pickled, but not unpickled."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("peculiar")
+
+
+@dataclass(frozen=True)
+class FailPeculiarly:
+    unpickled: bool = False
+
+    def __call__(self, context: ClientContext) -> Reply:
+        if self.unpickled:
+            return Reply(metrics={"generator": (n for n in range(3))})  # type: ignore[dict-item]
+        raise Peculiar(1, 2)
+
+
+@dataclass(frozen=True)
+class Sleep:
+    seconds: float
+
+    def __call__(self, context: ClientContext) -> Reply:
+        time.sleep(self.seconds)
         return Reply()
 
 
@@ -149,14 +178,50 @@ def test_a_worker_that_dies_is_an_error_and_others_replace_it() -> None:
     federation.close()
 
 
+@pytest.mark.parametrize(("unpickled", "says"), [(False, "peculiar|cannot be read"), (True, "cannot travel")])
+def test_what_does_not_travel_is_an_error_and_no_deadlock(two_workers: InProcess, unpickled: bool, says: str) -> None:
+    weights = two_workers.architecture.fresh(0)
+    with pytest.raises(RuntimeError, match=says):
+        list(two_workers.run(FailPeculiarly(unpickled), weights, TURN))
+    assert len(list(two_workers.run(TRAINING, weights, TURN))) == 4
+
+
+def test_an_interrupt_does_not_wait_for_clients_at_work() -> None:
+    federation = small_federation(workers=2)
+    weights = federation.architecture.fresh(0)
+    list(federation.run(TRAINING, weights, TURN))
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        list(federation.run(Sleep(60), weights, TURN))
+    assert time.perf_counter() - started < 20
+    assert len(list(federation.run(TRAINING, weights, TURN))) == 4
+
+
+def test_a_forked_child_that_ends_leaves_the_workers_alone(two_workers: InProcess) -> None:
+    weights = two_workers.architecture.fresh(0)
+    list(two_workers.run(TRAINING, weights, TURN))
+    pool = two_workers._engine._pool
+    assert pool is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: exactly what is tried here
+        child = os.fork()
+    if child == 0:
+        pool.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list(two_workers.run(TRAINING, weights, TURN))) == 4
+
+
 def test_patience_changes_no_bit(monkeypatch: pytest.MonkeyPatch, one_worker: InProcess) -> None:
     """Without a number of workers, a federation begins here and moves to workers in the middle of a round."""
     import fedunlearn.backends.in_process as module
 
-    monkeypatch.setattr(module, "_cores", lambda: 2)
+    monkeypatch.setattr(module, "_cores", lambda: 3)  # a pool that no other test has started
     monkeypatch.setattr(module._Engine, "_PATIENCE", 0.0)
     federation = small_federation()
-    federation._engine._patient, federation._engine._workers = True, 2
+    federation._engine._patient, federation._engine._workers = True, 3
     weights, seen = federation.architecture.fresh(0), set()
     for number in range(400):
         turn = Turn(0, "train", number)

@@ -56,7 +56,7 @@ class Pool:
         ]
         for reader in readers:
             reader.start()
-        self.close = weakref.finalize(self, _close, self._processes, readers)
+        self.close = weakref.finalize(self, _close, os.getpid(), self._processes, readers)
         self._starting = workers
         self._owner: object = None
         self.busy = False
@@ -116,6 +116,9 @@ class Pool:
                 if kind == "error":
                     raise content
                 yield clients[position], content
+        except (KeyboardInterrupt, SystemExit):
+            self.close()  # nobody wants to wait for the clients that are at work
+            raise
         finally:
             # A reader that stops early leaves work behind; its replies must not be mistaken for the next round's.
             while any(given) and self.close.alive:
@@ -152,10 +155,14 @@ class Pool:
 def _read(number: int, outbox: IO[bytes] | None, inbox: queue.SimpleQueue[tuple[int, Any]]) -> None:
     while True:
         try:
-            kind, _, content = unpack(receive(cast(BinaryIO, outbox)))
+            frames = receive(cast(BinaryIO, outbox))
         except (EOFError, ValueError, OSError):  # the worker died, or the pool was closed
             inbox.put((number, None))
             return
+        try:
+            kind, _, content = unpack(frames)
+        except Exception as error:  # an exception with a constructor of its own, for one
+            kind, content = "error", RuntimeError(f"a worker's answer cannot be read here: {error!r}")
         inbox.put((number, (kind, content)))
 
 
@@ -169,7 +176,9 @@ def _written(frames: Sequence[memoryview]) -> Path:
     return Path(file.name)
 
 
-def _close(processes: Sequence[subprocess.Popen[bytes]], readers: Sequence[threading.Thread]) -> None:
+def _close(owner: int, processes: Sequence[subprocess.Popen[bytes]], readers: Sequence[threading.Thread]) -> None:
+    if os.getpid() != owner:
+        return  # a forked child ends; the workers are its parent's
     for process in processes:
         process.kill()  # it holds nothing that could be lost
     for process, reader in zip(processes, readers, strict=True):
