@@ -1,5 +1,5 @@
 # `make demo` and `make test` need Python 3.11 or newer, make and git; the rest they install into .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
