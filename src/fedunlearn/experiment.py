@@ -323,7 +323,7 @@ class _Run:
         for step in islice(timed("train", ordinary), self.experiment.training.rounds):
             weights = step.round.after
             done = step.round.number + 1
-            yield self._row(ORIGINAL, step, account, done, scored=done == self.experiment.training.rounds)
+            yield self._row(ORIGINAL, step, account, done, self.experiment.training.rounds, every=None)
         for method in self.experiment.methods:
             yield from self._followed(method, weights)
 
@@ -335,13 +335,15 @@ class _Run:
         rounds, done = _rounds(self.experiment, method), 0
         for step in follow(method, task, rounds):
             done += step.phase == "recover"
-            due = done == rounds or done % self.experiment.recovery.evaluate_every == 0
-            yield self._row(method.name, step, account, done, scored=due)
+            yield self._row(method.name, step, account, done, rounds, every=self.experiment.recovery.evaluate_every)
 
-    def _row(self, method: str, step: Step, account: Account, done: int, *, scored: bool) -> Row:
+    def _row(self, method: str, step: Step, account: Account, done: int, rounds: int, *, every: int | None) -> Row:
         account.add(step)
-        everyone = self.federation.marking(self.experiment.request)
-        scores = score(step.round.after, everyone, self.test, self.seed) if scored else None
+        last = done == rounds
+        scores = None
+        if last or (every is not None and done % every == 0):
+            everyone = self.federation.marking(self.experiment.request)
+            scores = score(step.round.after, everyone, self.test, self.seed, efficacy=last)
         return Row(self.seed, method, step.phase, done, account.costs(), scores)
 
 

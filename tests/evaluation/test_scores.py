@@ -71,7 +71,9 @@ def test_scores_are_what_a_plain_pass_gives(one_worker: InProcess) -> None:
     for name, hits in right.items():
         assert getattr(found, name) == pytest.approx(100 * sum(hits) / len(hits))
     assert 0 <= found.mia <= 100
+    assert found.mia_efficacy is not None
     assert 0 <= found.mia_efficacy <= 100
+    assert score(task.weights, task.everyone, one_worker, 0, efficacy=False) == replace(found, mia_efficacy=None)
 
 
 def test_scoring_changes_nothing_and_repeats(one_worker: InProcess) -> None:

@@ -30,14 +30,15 @@ class Scores:
         test: accuracy on the test set.
         mia: accuracy of a membership attack, forget against test samples (`fedunlearn.evaluation.membership.mia`).
             Two-sided: neither 50 nor 0 is the target, the retrained model's value is.
-        mia_efficacy: share of forget samples that another attack takes for non-members (`mia_efficacy`).
+        mia_efficacy: share of forget samples that another attack takes for non-members (`mia_efficacy`). None
+            where it was not asked for: it takes longer than a round of training.
     """
 
     retain: float
     forget: float
     test: float
     mia: float
-    mia_efficacy: float
+    mia_efficacy: float | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Gap:
     mean: float
 
 
-def score(weights: Weights, everyone: Federation, test: Federation, seed: int, number: int = 0) -> Scores:
+def score(weights: Weights, everyone: Federation, test: Federation, seed: int, *, efficacy: bool = True) -> Scores:
     """Score a model: one pass over all clients' training samples, one over the test set.
 
     Args:
@@ -61,24 +62,21 @@ def score(weights: Weights, everyone: Federation, test: Federation, seed: int, n
         everyone: all clients, marked by the request (those who have left too, in a simulation).
         test: the test samples.
         seed: of the attacks' subsampling; the same for all methods that are compared.
-        number: of the evaluation.
+        efficacy: whether to score `mia_efficacy` too.
 
     Raises:
         ValueError: too few samples for the attacks.
     """
-    turn = Turn(seed, "evaluate", number)
+    turn = Turn(seed, "evaluate", 0)  # nothing is drawn at the clients
     ours = _values(everyone, Evaluate("train", per_sample=True), weights, turn)
     others = _values(test, Evaluate("all", per_sample=True), weights, turn)
     forget = ours["forget"]
-    confidence, test_confidence = torch.exp(-ours["loss"]), torch.exp(-others["loss"])
-    stays = confidence[~forget]
-    mixed = stays[torch.randperm(len(stays), generator=generator(seed, "mia efficacy"))]  # or one client's come first
     return Scores(
         retain=_percent(ours["correct"][~forget]),
         forget=_percent(ours["correct"][forget]),
         test=_percent(others["correct"]),
         mia=mia(ours["loss"][forget], others["loss"], seed).accuracy,
-        mia_efficacy=mia_efficacy(mixed, test_confidence, confidence[forget]),
+        mia_efficacy=_efficacy(ours["loss"], forget, others["loss"], seed) if efficacy else None,
     )
 
 
@@ -100,6 +98,12 @@ def average_gap(method: Sequence[Scores], retrain: Sequence[Scores]) -> Gap:
 def _values(federation: Federation, program: Evaluate, weights: Weights, turn: Turn) -> dict[str, Tensor]:
     replies = [reply.values for _, reply in federation.run(program, weights, turn)]
     return {name: torch.cat([values[name] for values in replies]) for name in ("loss", "correct", "forget")}
+
+
+def _efficacy(losses: Tensor, forget: Tensor, test_losses: Tensor, seed: int) -> float:
+    stays = losses[~forget]
+    mixed = stays[torch.randperm(len(stays), generator=generator(seed, "mia efficacy"))]  # or one client's come first
+    return mia_efficacy(*(torch.exp(-values) for values in (mixed, test_losses, losses[forget])))
 
 
 def _percent(correct: Tensor) -> float:

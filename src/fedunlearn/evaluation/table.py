@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -115,9 +115,9 @@ def _line(method: str, rounds: dict[int, dict[int, Row]], theirs: Sequence[Score
     bills = [sum(row.costs.values(), Cost()) for row in rounds[max(rounds)].values()]
     ours = _scores(rounds[max(rounds)])
 
-    def spread(measure: Callable[[Scores], float]) -> Spread:
-        values = [measure(scores) for scores in ours]
-        distance = abs(fmean(values) - fmean(map(measure, theirs)))
+    def spread(measure: str) -> Spread:
+        values = [getattr(scores, measure) for scores in ours]
+        distance = abs(fmean(values) - fmean(getattr(scores, measure) for scores in theirs))
         return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, distance)
 
     gaps = {number: average_gap(_scores(models), theirs).of_means for number, models in rounds.items()}
@@ -125,11 +125,11 @@ def _line(method: str, rounds: dict[int, dict[int, Row]], theirs: Sequence[Score
     return Line(
         method=method,
         seeds=len(bills),
-        retain=spread(lambda s: s.retain),
-        forget=spread(lambda s: s.forget),
-        test=spread(lambda s: s.test),
-        mia=spread(lambda s: s.mia),
-        mia_efficacy=spread(lambda s: s.mia_efficacy),
+        retain=spread("retain"),
+        forget=spread("forget"),
+        test=spread("test"),
+        mia=spread("mia"),
+        mia_efficacy=spread("mia_efficacy"),
         gap=average_gap(ours, theirs),
         rounds=max(rounds),
         bytes=round(fmean(bill.traffic.down + bill.traffic.up for bill in bills)),
