@@ -10,7 +10,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from fedunlearn import experiment as experiments
-from fedunlearn.evaluation.table import ORIGINAL, Row
+from fedunlearn.evaluation.table import Row
 
 PICTURE = Path(__file__).parent / "pictures" / "quickstart.png"
 ROUNDS = 10
@@ -19,12 +19,11 @@ NAMES = {"FT": "fine-tuning", "NoT": "NoT: one layer negated", "Retrain": "retra
 
 
 def curve(rows: list[Row], method: str, measure: str) -> tuple[list[int], list[float], list[float]]:
-    """Rounds, mean and standard deviation over seeds; fine-tuning starts from the original model."""
+    """Rounds, mean and standard deviation over seeds."""
     by_round: dict[int, list[float]] = {}
     for row in rows:
-        starts = row.method == ORIGINAL and method == "FT"
-        if row.scores is not None and (row.method == method or starts) and (starts or row.rounds <= ROUNDS):
-            by_round.setdefault(0 if starts else row.rounds, []).append(getattr(row.scores, measure))
+        if row.scores is not None and row.method == method and row.rounds <= ROUNDS:
+            by_round.setdefault(row.rounds, []).append(getattr(row.scores, measure))
     rounds = sorted(by_round)
     return rounds, [fmean(by_round[r]) for r in rounds], [stdev(by_round[r]) for r in rounds]
 

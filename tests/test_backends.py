@@ -435,9 +435,12 @@ def test_weights_travel_beside_the_json() -> None:
         {"type": "fedunlearn.randomness:stable_seed", "fields": {}},
         {"type": "fedunlearn.backends.metered:Weights", "fields": {}},  # defined elsewhere
         {"type": "fedunlearn.nothing:Here", "fields": {}},
+        {"type": "fedunlearn.experiment:_Build", "fields": {}},
+        {"type": "fedunlearn.client:View", "fields": {}},
         {"type": "fedunlearn.requests:ForgetClass", "fields": {"label": 1, "more": 2}},
         {"type": "fedunlearn.requests:ForgetClass"},
         {"weights": 3},
+        {"weights": -1},
         {"map": [[1]]},
         {"type": ["a"], "fields": {}},
         {},

@@ -27,7 +27,7 @@ def client(n: int = 11, validation: float = 0.2) -> Client:
 
 def at(client: Client, program: Callable[[ClientContext], Reply], view: View | None = None, turn: Turn = TURN) -> Reply:
     architecture = Architecture(lambda: nn.Linear(1, 3))
-    return execute(program, architecture.fresh(0), turn, (view or View()).of(client), architecture, CPU)
+    return execute(program, architecture.fresh(0), turn, view or View(), client, architecture, CPU)
 
 
 @dataclass
@@ -217,7 +217,7 @@ def test_passes_are_counted_on_every_network_that_is_handed_out(network: Callabl
         return Reply()
 
     architecture = Architecture(network)
-    reply = execute(program, architecture.fresh(0), TURN, View().of(client()), architecture, CPU)
+    reply = execute(program, architecture.fresh(0), TURN, View(), client(), architecture, CPU)
     assert reply.work == Work(forward=4 * 11 + 1, backward=2 * 11)
 
 
@@ -231,7 +231,7 @@ def test_passes_back_from_features_are_counted_too() -> None:
         return Reply()
 
     architecture = Architecture(Features)
-    reply = execute(program, architecture.fresh(0), TURN, View().of(client()), architecture, CPU)
+    reply = execute(program, architecture.fresh(0), TURN, View(), client(), architecture, CPU)
     assert reply.work == Work(forward=11, backward=11)
 
 

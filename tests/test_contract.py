@@ -19,7 +19,7 @@ from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import Evaluate
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
-from fedunlearn.rounds import Round, aggregate
+from fedunlearn.rounds import Round, aggregate, fedavg
 from fedunlearn.task import Method, Needs, Task
 from fedunlearn.weights import Weights
 
@@ -85,7 +85,8 @@ def test_an_empty_request_is_answered_before_the_method_is_called(one_worker: In
         def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
             raise AssertionError("called")
 
-    assert list(follow(Never(), small_task(ForgetClient("nobody"), one_worker), 3)) == []
+    with pytest.warns(UserWarning, match="nothing is to be forgotten"):
+        assert list(follow(Never(), small_task(ForgetClient("nobody"), one_worker), 3)) == []
 
 
 # --- methods that break one promise each -----------------------------------------------------------------------
@@ -111,6 +112,7 @@ class ReadsWhatItDoesNotDeclare(NoT):
             yield Round(0, task.weights)
 
 
+@dataclass(frozen=True)
 class SeesSingleUpdates(Method):
     needs = Needs(retain_online=True)
 
@@ -121,6 +123,7 @@ class SeesSingleUpdates(Method):
             yield Round(0, replace(reply.weights, buffers=task.weights.buffers))
 
 
+@dataclass(frozen=True)
 class AsksOnceTooOften(Method):
     needs = Needs(retain_online=True)
 
@@ -143,6 +146,32 @@ class LosesTheFirstClient(NoT):
             turn = Turn(task.seed, "recover", number)
             weights = aggregate(task.retained, weights, task.training, turn, task.retained.clients[1:])
             yield Round(number, weights)
+
+
+class RecoversOnEverything(NoT):
+    def recover(self, task: Task, weights: Weights, start: int = 0) -> Iterator[Round]:
+        return fedavg(task.everyone, weights, task.training, task.seed, "recover", start)
+
+
+class PeeksInRecovery(NoT):
+    def recover(self, task: Task, weights: Weights, start: int = 0) -> Iterator[Round]:
+        for done in super().recover(task, weights, start):
+            for _ in task.forgotten.run(Evaluate(), done.after, task.turn(done.number)):
+                pass
+            yield done
+
+
+class Remembers(NoT):
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        if resume is None:
+            object.__setattr__(self, "kept", task.weights * 0.5)
+            yield Round(0, task.weights)
+        if resume is None or resume.number == 0:
+            yield Round(1, getattr(self, "kept", task.weights))
+
+
+class NeedsTooMuch(NoT):
+    needs = Needs(per_client_updates=True)  # type: ignore[assignment]
 
 
 class NotFinite(NoT):
@@ -189,6 +218,10 @@ BROKEN = [
     Broken(AsksOnceTooOften(), "costs_are_the_closed_form", one_round),
     Broken(AveragesCounters(), "integer_buffers_are_copied"),
     Broken(LosesTheFirstClient(), "those_who_stay_take_part"),
+    Broken(RecoversOnEverything(), "those_who_stay_take_part"),
+    Broken(PeeksInRecovery(), "those_who_stay_take_part"),
+    Broken(NeedsTooMuch(), "needs_are_true"),
+    Broken(Remembers(), "resumed_after_any_round"),
     Broken(NotFinite(), "results_are_finite"),
     Broken(StartsAgain(), "resumed_after_any_round"),
 ]

@@ -108,6 +108,10 @@ def test_an_experiment_that_is_not_there(tmp_path: Path) -> None:
             ("samples = 40", "samples = 4000"),
             r"4 clients with 4000 samples each need 16000, but digits has 1437: lower",
         ),
+        (
+            ('kind = "Client"\nclient = "0"', 'kind = "Instances"\ninstances = { 0 = [0, 1, 2] }'),
+            r"the request means \d training samples, but the membership attack needs 10",
+        ),
         (("treatment.0", "treatment.7"), r"data.treatment names no client: 7; they are 0 to 3"),
     ],
 )
@@ -126,17 +130,20 @@ def test_a_run_and_its_file(tmp_path: Path) -> None:
         ("Retrain", "unlearn", 0, True),
         ("Retrain", "recover", 1, False),
         ("Retrain", "recover", 2, True),
+        ("FT", "unlearn", 0, True),
         ("FT", "recover", 1, True),
         ("NoT", "unlearn", 0, True),
         ("NoT", "recover", 1, True),
     ]
     assert experiments.total_rounds(plan) == sum(row.phase != "unlearn" for row in rows)
-    original, retrain, tuned, negated = (sum(rows[at].costs.values(), Cost()) for at in (1, 4, 5, 7))
+    original, retrain, tuned, negated = (sum(rows[at].costs.values(), Cost()) for at in (1, 4, 6, 8))
     assert original.traffic.down * 3 == retrain.traffic.down * 4  # four clients, then three; two rounds each
     assert tuned.traffic == negated.traffic
     assert tuned.flops * 2 == retrain.flops
-    assert rows[7].costs["unlearn"].traffic == Traffic()  # negation is free, and scoring is nobody's cost
-    assert rows[7].costs["unlearn"].flops == rows[7].costs["unlearn"].storage == 0
+    assert rows[8].costs["unlearn"].traffic == Traffic()  # negation is free, and scoring is nobody's cost
+    assert rows[8].costs["unlearn"].flops == rows[8].costs["unlearn"].storage == 0
+    assert rows[5].costs == {}
+    assert rows[5].scores.retain == rows[1].scores.retain  # type: ignore[union-attr]
     assert {row.method: set(row.costs) for row in rows} == {
         "Original": {"train"},
         "Retrain": {"unlearn", "recover"},
@@ -150,6 +157,17 @@ def test_a_run_and_its_file(tmp_path: Path) -> None:
     assert report["rows"][1]["scores"]["retain"] == rows[1].scores.retain  # type: ignore[union-attr]
     assert report["experiment"]["fields"]["seeds"] == [3]
     assert [line["method"] for line in report["table"]] == ["Original", "Retrain", "FT", "NoT"]
+
+
+def test_variants_of_a_method_have_lines_of_their_own(tmp_path: Path) -> None:
+    methods = 'methods = [{kind = "Retrain"}, {kind = "NoT"}, {kind = "NoT", layers = "head", include_bias = true}]'
+    plan = experiments.load(written(tmp_path, TINY.replace("seeds", f"{methods}\nseeds")))
+    assert plan.labels == ("Retrain", "NoT()", "NoT(layers=head, include_bias=True)")
+    assert [line.method for line in table(experiments.run(plan, workers=1))] == ["Original", *plan.labels]
+    twice = 'methods = [{kind = "Retrain"}, {kind = "NoT"}, {kind = "NoT"}]'
+    path = written(tmp_path, TINY.replace("seeds", f"{twice}\nseeds"))
+    with pytest.raises(ExperimentError, match="methods must differ"):
+        experiments.load(path)
 
 
 def test_the_same_seed_gives_the_same_rows_with_two_workers(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def run(
         program,
         weights,
         Turn(0, "train", number),
-        (view or View()).of(client),
+        view or View(),
+        client,
         Architecture(softmax_regression),
         CPU,
     )

@@ -33,10 +33,17 @@ def main() -> None:
     """Run the command line; what a user can mend is one sentence on standard error and exit code 2."""
     try:
         app()
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
+        if not _to_be_mended(error):
+            raise
         sentence = " ".join(str(error).split())
         print(f"fedunlearn: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def _to_be_mended(error: Exception) -> bool:
+    """Whether the user can mend it: bad input, or a client whose training failed."""
+    return isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "ClientError"
 
 
 @app.command("layers")
@@ -118,14 +125,16 @@ def run_experiment(
     if download:
         datasets.download(plan.data.name, data_dir)
     rows: list[Row] = []
-    with console.watching(experiments.total_rounds(plan)) as show:
-        for row in experiments.run(plan, workers=workers, data_dir=data_dir):
-            if not rows:  # all went together: from here on it is worth a folder
-                output.parent.mkdir(parents=True, exist_ok=True)
-            rows.append(row)
-            show(row)
-    console.print_comparison(plan.title, table(rows))
-    experiments.write(output, plan, rows)
+    try:
+        with console.watching(experiments.total_rounds(plan)) as show:
+            for row in experiments.run(plan, workers=workers, data_dir=data_dir):
+                rows.append(row)
+                show(row)
+        console.print_comparison(plan.title, table(rows))
+    finally:
+        if rows:  # what was done before an error or Ctrl-C is not lost
+            output.parent.mkdir(parents=True, exist_ok=True)
+            experiments.write(output, plan, rows)
     print(f"rows: {output}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,17 +61,17 @@ class Client:
         Args:
             id: of the client.
             data: whatever `as_samples` takes.
-            indices: of its samples within ``data``; all of them if None.
+            indices: of its samples within ``data``, or a mask over ``data``, ``(N,)`` bool; all if None.
             validation: share in [0, 1); the paper keeps 20 % (rounded down).
             seed: of the draw.
         """
         if not 0 <= validation < 1:
             raise ValueError(f"the share kept for validation must be in [0, 1), not {validation}")
         samples = as_samples(data)
-        own = torch.arange(len(samples.labels)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        own = _indices(id, len(samples.labels), indices)
         kept = torch.zeros(len(own), dtype=torch.bool)
         drawn = torch.randperm(len(own), generator=generator(seed, id, "validation"))
-        kept[drawn[: int(validation * len(own))]] = True
+        kept[drawn[: math.floor(round(validation * len(own), 9))]] = True
         return cls(id, samples, own, kept)
 
     @property
@@ -118,22 +119,23 @@ def execute(
     program: Program,
     weights: Weights,
     turn: Turn,
-    selected: Selected,
+    view: View,
+    client: Client,
     architecture: Architecture,
     device: torch.device,
 ) -> Reply:
     """Run a program at a client, seeded by (turn, client), its passes through networks counted.
 
     Raises:
-        ClientError: the program failed, whatever it raised.
+        ClientError: the user's code failed: the program, a predicate, or the function that builds the network.
     """
-    client = selected.client.id
-    context = _Context(weights, turn, selected, architecture, device)
     try:
-        with seeded(turn.seed_for(client, "global"), device):
+        with seeded(turn.seed_for(client.id, "global"), device):
+            context = _Context(weights, turn, view.of(client), architecture, device)
             reply = program(context)
     except Exception as error:
-        raise ClientError(f"client {client}, {turn.phase} round {turn.number}: {error}") from error
+        told = str(error) or type(error).__name__
+        raise ClientError(f"client {client.id}, {turn.phase} round {turn.number}: {told}") from error
     return replace(reply, work=context.passes.work)
 
 
@@ -219,6 +221,24 @@ class _Passes:
 def _cut(positions: Tensor, size: int) -> list[Tensor]:
     count = batch_count(len(positions), size)
     return [positions[i * size : (i + 1) * size if i + 1 < count else None] for i in range(count)]
+
+
+def _indices(id: ClientId, total: int, indices: Sequence[int] | Tensor | None) -> Tensor:
+    if indices is None:
+        return torch.arange(total)
+    own = torch.as_tensor(indices)
+    if own.dtype == torch.bool:
+        if own.shape != (total,):
+            raise ValueError(f"client {id}'s mask has shape {tuple(own.shape)}, its data {total} samples")
+        return own.nonzero().squeeze(1)
+    own = own.to(torch.int64)
+    if len(own) and (own.min() < 0 or own.max() >= total):
+        raise ValueError(
+            f"client {id} has indices from {int(own.min())} to {int(own.max())}, its data 0 to {total - 1}"
+        )
+    if len(set(own.tolist())) < len(own):
+        raise ValueError(f"client {id} has a sample twice: indices must differ")
+    return own
 
 
 def _asked(predicate: Predicate, client: ClientId, labels: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any, Self, cast
 
 import torch
@@ -116,36 +118,45 @@ def inputs_unchanged(case: Case) -> None:
 
 
 def needs_are_true(case: Case) -> None:
-    """What a method does not declare, it does without; what it declares, it is refused without.
+    """What a method does not declare, it does without; what it declares, it cannot do without.
 
-    Undeclared needs are denied one by one: data to be forgotten and clients that stay answer with an error,
-    labels are hidden, single updates are masked so that only their mean is right, as in secure aggregation.
+    Needs are denied one by one: data to be forgotten and clients that stay answer with an error, labels are
+    hidden, single updates are masked so that only their mean is right, as in secure aggregation. Denied what it
+    does not declare, a method runs on; denied what it declares, it is refused before it starts, and would fail or
+    end with other weights if it were not.
     """
     needs, task = case.method.needs, case.task
-    if needs.forget_data == "none" and not needs.target_online:
-        _unlearnt(case, _with(task, forgotten=_Denied, everyone=_Denied))
-        _unlearnt(case, replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained))
-    if not needs.retain_online:
-        _unlearnt(case, _with(task, retained=_Denied, everyone=_Denied))
-    if needs.history is None:
-        _unlearnt(case, replace(task, history=None))
-    if not needs.proxy:
-        _unlearnt(case, replace(task, proxy=None))
-    if needs.forget_data == "inputs":
-        blind = _with(task, forgotten=_Blindfolded, everyone=_Blindfolded)
-        _same_rounds(_unlearnt(case, task), _unlearnt(case, blind), "with labels of the forgotten samples hidden,")
-    if not needs.per_client_updates:
-        masked = _with(task, retained=_Masked, forgotten=_Masked, everyone=_Masked)
-        for plain, hidden in zip(_unlearnt(case, task), _unlearnt(case, masked), strict=True):
-            difference = (plain.round.after - hidden.round.after).norm()
-            assert difference <= 1e-3, f"it reads single updates, which it does not declare (off by {difference:.2g})"
     task.require(needs, case.method.name)
+    plain = _unlearnt(case, task)
+    if needs.forget_data == "none" and not needs.target_online:
+        _does_without(case, "the data to be forgotten", _with(task, forgotten=_Denied, everyone=_Denied))
+        if task.targets:
+            gone = replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained)
+            _does_without(case, "the client that leaves", gone)
+    if needs.forget_data == "inputs":
+        blind = _does_without(case, "the labels", _with(task, forgotten=_Blindfolded, everyone=_Blindfolded))
+        _same_rounds(plain, blind, "with labels of the forgotten samples hidden,")
+    if not needs.retain_online:
+        _does_without(case, "the clients that stay", _with(task, retained=_Denied, everyone=_Denied))
+    if needs.history is None:
+        _does_without(case, "a history", replace(task, history=None))
+    if not needs.proxy:
+        _does_without(case, "proxy data", replace(task, proxy=None))
+    masked = _with(task, retained=_Masked, forgotten=_Masked, everyone=_Masked)
+    if needs.per_client_updates:
+        assert _depends(case, plain, masked), "it declares a need of single updates, and does without"
+    else:
+        for seen, hidden in zip(plain, _does_without(case, "single updates", masked), strict=True):
+            difference = (seen.round.after - hidden.round.after).norm()
+            assert difference <= 1e-3, f"it reads single updates, which it does not declare (off by {difference:.2g})"
     for lacking in _denials(case):
         try:
             lacking.require(needs, case.method.name)
-        except NeedsError:
-            continue
-        raise AssertionError("a need that it declares is not asked for")
+        except NeedsError as error:
+            refused = error
+        else:
+            raise AssertionError("a need that it declares is not asked for")
+        assert _depends(case, plain, lacking), f"it declares a need, and does without: {refused}"
 
 
 def costs_are_the_closed_form(case: Case) -> None:
@@ -176,13 +187,17 @@ def integer_buffers_are_copied(case: Case) -> None:
 
 
 def those_who_stay_take_part(case: Case) -> None:
-    """In recovery every client that keeps data takes part in every round, and no other."""
+    """In recovery every client that keeps data takes part in every round, with what stays of it, and no other."""
+    task = _own_copy(case.task)
+    steps = _unlearnt(case, task)
+    weights = steps[-1].round.after if steps else task.weights
     seen: list[tuple[Phase, int, ClientId]] = []
-    watched = _with(_own_copy(case.task), **dict.fromkeys(_FEDERATIONS, lambda inner: _Watched(inner, seen)))
-    _read(follow(case.method, watched, RECOVERY))
-    for number in range(RECOVERY):
-        here = [client for phase, n, client in seen if phase == "recover" and n == number]
-        assert here == list(case.task.retained.clients), f"recovery round {number} was done by {here}"
+    denied = _with(task, forgotten=_Denied, everyone=_Denied)
+    watched = _with(denied, retained=lambda inner: _Watched(inner, seen))
+    for _ in islice(case.method.recover(watched, weights), RECOVERY):
+        pass
+    expected = [("recover", number, client) for number in range(RECOVERY) for client in task.retained.clients]
+    assert seen == expected, f"recovery was done by {seen}"
 
 
 def results_are_finite(case: Case) -> None:
@@ -192,11 +207,16 @@ def results_are_finite(case: Case) -> None:
 
 
 def resumed_after_any_round(case: Case) -> None:
-    """Killed after any round and resumed from it, the rounds that follow have the same bits."""
+    """Killed after any round and resumed from it, the rounds that follow have the same bits.
+
+    The method that resumes is made anew from its hyper-parameters: what it remembers in itself is lost with its
+    process.
+    """
     steps = _followed(case)
-    for at, saved in enumerate(steps):
-        rest = list(follow(case.method, _own_copy(case.task), RECOVERY, saved))
-        where = f"resumed after {saved.phase} round {saved.round.number}"
+    for at, step in enumerate(steps):
+        saved, method = copy.deepcopy(step), _anew(case.method)
+        rest = list(follow(method, _own_copy(case.task), RECOVERY, saved))
+        where = f"resumed after {step.phase} round {step.round.number}"
         assert len(rest) == len(steps) - at - 1, f"{where}: {len(rest)} rounds follow, not {len(steps) - at - 1}"
         _same_rounds(steps[at + 1 :], rest, f"{where}:")
 
@@ -215,8 +235,6 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     )
 }
 
-_FEDERATIONS = ("everyone", "retained", "forgotten")
-
 
 def _followed(case: Case) -> list[Step]:
     return list(follow(case.method, _own_copy(case.task), RECOVERY))
@@ -224,6 +242,28 @@ def _followed(case: Case) -> list[Step]:
 
 def _unlearnt(case: Case, task: Task) -> list[Step]:
     return list(follow(case.method, _own_copy(task), 0))
+
+
+def _anew(method: Method) -> Method:
+    assert is_dataclass(method), f"{method.name} is no dataclass of hyper-parameters"
+    return replace(method)
+
+
+def _does_without(case: Case, what: str, task: Task) -> list[Step]:
+    try:
+        return _unlearnt(case, task)
+    except Exception as error:
+        raise AssertionError(f"it needs {what}, which it does not declare: {error!r}") from error
+
+
+def _depends(case: Case, plain: Sequence[Step], lacking: Task) -> bool:
+    """Whether the unlearning step, run all the same on a task that lacks something, fails or comes out otherwise."""
+    try:
+        rounds = list(_anew(case.method).unlearn(_own_copy(lacking)))
+        weights = [step.round.after for step in plain]
+        return any(not a.same_bits(b.after) for a, b in zip(weights, rounds, strict=True))
+    except Exception:
+        return True
 
 
 def _read(steps: Iterator[Step]) -> None:
@@ -238,7 +278,9 @@ def _own_copy(task: Task) -> Task:
 
 def _same_rounds(some: Sequence[Step], others: Sequence[Step], what: str) -> None:
     for a, b in zip(some, others, strict=True):
-        same = a.phase == b.phase and a.round.number == b.round.number and a.round.after.same_bits(b.round.after)
+        same = (a.phase, a.round.number, a.round.carry.keys()) == (b.phase, b.round.number, b.round.carry.keys())
+        same = same and a.round.after.same_bits(b.round.after)
+        same = same and all(a.round.carry[name].same_bits(b.round.carry[name]) for name in a.round.carry)
         assert same, f"{what} other bits in {a.phase} round {a.round.number}"
 
 
@@ -291,20 +333,25 @@ class _Watched(Wrapper):
 
 
 class _Masked(Wrapper):
-    """Secure aggregation's view of replies: each is hidden by noise that cancels in the mean over samples."""
+    """Secure aggregation's view of replies: models hidden by noise that cancels in the mean over samples.
+
+    Metrics and values per sample are no part of a secure sum, so they are not there at all.
+    """
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
         replies = list(self.inner.run(program, weights, turn, clients))
         for at, (client, reply) in enumerate(replies):
-            if reply.weights is not None and len(replies) > 1:
-                ours, next_one = (
-                    self._noise(reply.weights, at),
-                    self._noise(reply.weights, (at + 1) % len(replies)),
-                )
-                reply = replace(reply, weights=reply.weights + (ours - next_one) * (1 / reply.samples))
+            reply = replace(reply, metrics={}, values={})
+            if reply.samples and len(replies) > 1:
+                mask = partial(self._masked, at=at, clients=len(replies), samples=reply.samples)
+                model = mask(reply.weights) if reply.weights is not None else None
+                reply = replace(reply, weights=model, extra={n: mask(w) for n, w in reply.extra.items()})
             yield client, reply
+
+    def _masked(self, weights: Weights, at: int, clients: int, samples: int) -> Weights:
+        return weights + (self._noise(weights, at) - self._noise(weights, (at + 1) % clients)) * (1 / samples)
 
     def _noise(self, like: Weights, number: int) -> Weights:
         rng = generator("mask", number)

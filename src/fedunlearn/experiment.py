@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,14 +19,15 @@ from fedunlearn.atomic import atomic_write
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.metered import Metered
 from fedunlearn.backends.wire import encode
-from fedunlearn.client import Client
+from fedunlearn.client import Client, View
 from fedunlearn.data import datasets
 from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Turned
 from fedunlearn.evaluation.cost import Account
 from fedunlearn.evaluation.flops import SampleFlops, flops_per_sample
 from fedunlearn.evaluation.follow import Step, follow, timed
-from fedunlearn.evaluation.scores import score
+from fedunlearn.evaluation.membership import MIA_SAMPLES
+from fedunlearn.evaluation.scores import Scores, score
 from fedunlearn.evaluation.table import ORIGINAL, Row, table
 from fedunlearn.federation import ClientId
 from fedunlearn.methods.finetune import FineTune
@@ -97,7 +98,7 @@ class Data:
     Attributes:
         name: of a data set, see `fedunlearn.data.datasets.load`.
         clients: their number; they are called "0", "1", ...
-        samples: training samples that a client gets, validation included; None: all are dealt out.
+        samples: training samples that a client gets on average, validation included; None: all are dealt out.
         partition: how they are dealt out.
         validation: share that each client keeps for validation.
         treatment: what is peculiar to the data of single clients.
@@ -179,8 +180,26 @@ class Experiment:
     def __post_init__(self) -> None:
         if not any(isinstance(method, Retrain) for method in self.methods):
             raise ValueError("methods must hold Retrain, the reference of the average gap")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("methods must differ, from one another or in what is said of them")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must differ")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the methods are called in rows and tables: by name, and by what is said of those that share one."""
+        names = [method.name for method in self.methods]
+        return tuple(
+            name if names.count(name) == 1 else f"{name}({_said(method)})"
+            for name, method in zip(names, self.methods, strict=True)
+        )
+
+
+def _said(method: Method) -> str:
+    """The hyper-parameters that are not as they are by default."""
+    default = type(method)()
+    found = [(f.name, getattr(method, f.name)) for f in dataclasses.fields(method)]  # type: ignore[arg-type]
+    return ", ".join(f"{name}={value}" for name, value in found if value != getattr(default, name))
 
 
 def shipped() -> list[str]:
@@ -261,10 +280,14 @@ def changed(
 
 
 def write(path: Path, experiment: Experiment, rows: Sequence[Row]) -> None:
-    """Write a run as JSON: the experiment, its table and all its rows; the file is whole or not there."""
+    """Write a run as JSON: the experiment, its table (None while rows are missing) and its rows.
+
+    The file is whole or not there.
+    """
+    complete = sum(row.phase != "unlearn" for row in rows) == total_rounds(experiment)
     report = {
         "experiment": encode(experiment)[0],
-        "table": [dataclasses.asdict(line) for line in table(rows)],
+        "table": [dataclasses.asdict(line) for line in table(rows)] if complete else None,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     with atomic_write(path) as file:
@@ -308,11 +331,19 @@ class _Run:
             Client.of(name, data.test, part, validation=0)
             for name, part in zip(self._TESTS, torch.arange(len(data.test.labels)).tensor_split(2), strict=True)
         ]
-        everybody = InProcess(architecture, [*_clients(experiment.data, data, seed), *tests], workers=workers)
+        clients = _clients(experiment.data, data, seed)
+        everybody = InProcess(architecture, [*clients, *tests], workers=workers)
         testing = AnyOf(tuple(map(ForgetClient, self._TESTS)))
         self.federation, self.test = everybody.where(Rest(testing)), everybody.where(testing)
-        if not self.federation.where(experiment.request).clients:
+        view = View((experiment.request,))
+        meant = sum(len(view.of(client).positions(None, "train")) for client in clients)
+        if meant == 0:
             raise ValueError("the request means no training sample of anybody: nothing is to be forgotten")
+        if meant < MIA_SAMPLES:
+            raise ValueError(
+                f"the request means {meant} training samples, but the membership attack needs {MIA_SAMPLES}: "
+                "forget more of them, or score with functions of your own"
+            )
         self.training = experiment.training.program()
 
     def rows(self) -> Iterator[Row]:
@@ -324,27 +355,31 @@ class _Run:
             weights = step.round.after
             done = step.round.number + 1
             yield self._row(ORIGINAL, step, account, done, self.experiment.training.rounds, every=None)
-        for method in self.experiment.methods:
-            yield from self._followed(method, weights)
+        for method, label in zip(self.experiment.methods, self.experiment.labels, strict=True):
+            yield from self._followed(method, label, weights)
 
-    def _followed(self, method: Method, weights: Weights) -> Iterator[Row]:
+    def _followed(self, method: Method, label: str, weights: Weights) -> Iterator[Row]:
         account = Account(self.flops)
         federation = Metered(self.federation, account.ledger)
         seed = stable_seed(self.seed, "unlearning")
         task = Task.of(federation, weights, self.experiment.request, self.training, self.architecture, seed=seed)
         rounds, done = _rounds(self.experiment, method), 0
-        for step in follow(method, task, rounds):
+        for first, step in zip(chain([True], repeat(False)), follow(method, task, rounds), strict=False):
+            if first and step.phase == "recover":  # it begins with the model as it was
+                yield Row(self.seed, label, "unlearn", 0, {}, self._score(weights, efficacy=False))
             done += step.phase == "recover"
-            yield self._row(method.name, step, account, done, rounds, every=self.experiment.recovery.evaluate_every)
+            yield self._row(label, step, account, done, rounds, every=self.experiment.recovery.evaluate_every)
 
     def _row(self, method: str, step: Step, account: Account, done: int, rounds: int, *, every: int | None) -> Row:
         account.add(step)
         last = done == rounds
-        scores = None
-        if last or (every is not None and done % every == 0):
-            everyone = self.federation.marking(self.experiment.request)
-            scores = score(step.round.after, everyone, self.test, self.seed, efficacy=last)
+        due = last or (every is not None and done % every == 0)
+        scores = self._score(step.round.after, efficacy=last) if due else None
         return Row(self.seed, method, step.phase, done, account.costs(), scores)
+
+    def _score(self, weights: Weights, *, efficacy: bool) -> Scores:
+        everyone = self.federation.marking(self.experiment.request)
+        return score(weights, everyone, self.test, self.seed, efficacy=efficacy)
 
 
 def _rounds(experiment: Experiment, method: Method) -> int:

@@ -150,6 +150,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if self.epochs < 0 or (self.batches is not None and self.batches < 0) or self.batch_size < 1:
             raise ValueError("epochs and batches must not be negative, and batch_size must be at least 1")
+        if self.amp not in (None, "bfloat16"):
+            raise ValueError(f"amp computes in 'bfloat16' or not at all (None), not in {self.amp!r}")
 
     def __call__(self, context: ClientContext) -> Reply:
         """Train the weights that were sent; answer with new ones, the samples behind them and the mean loss.
@@ -178,7 +180,7 @@ class LocalTraining:
 
     def _batches(self, context: ClientContext) -> Iterator[Batch]:
         per_epoch = batch_count(context.samples(self.of), self.batch_size)
-        wanted = math.ceil(self.epochs * per_epoch) if self.batches is None else self.batches
+        wanted = math.ceil(round(self.epochs * per_epoch, 9)) if self.batches is None else self.batches
         epochs = count() if per_epoch else range(0)
         return islice(
             chain.from_iterable(context.batches(epoch, self.batch_size, of=self.of) for epoch in epochs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ class ForgetClient:
     """All samples of one client."""
 
     client: ClientId
+
+    def __post_init__(self) -> None:
+        _require_ids([self.client])
 
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         """See `Predicate`."""
@@ -40,6 +43,9 @@ class ForgetInstances:
     """Single samples, by their positions among all samples of their client (training and validation alike)."""
 
     instances: Mapping[ClientId, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        _require_ids(self.instances)
 
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         """See `Predicate`.
@@ -80,3 +86,9 @@ class Rest:
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         """See `Predicate`."""
         return ~self.request(client, labels)
+
+
+def _require_ids(ids: Iterable[object]) -> None:
+    for id in ids:
+        if not isinstance(id, str):
+            raise TypeError(f"a client's id is a string: write {str(id)!r}, not {id!r}")

@@ -67,14 +67,16 @@ class DatasetSamples:
     """Samples of a map-style ``torch.utils.data.Dataset`` whose items are ``(input, label)``, read one by one.
 
     Random transforms inside the data set draw from the global generators (Python's, NumPy's, torch's), which
-    are seeded per round and client while a client works: they are reproducible too.
+    are seeded per round and client while a client works: they are reproducible too. They act at test time as well:
+    to score without augmentation, implement `Samples`, or use `TensorSamples.augment`.
     """
 
     def __init__(self, dataset: Any) -> None:
         if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
             raise TypeError(f"{type(dataset).__name__} is no map-style data set: it needs __len__ and __getitem__")
         self._dataset = dataset
-        found = getattr(dataset, "targets", None)  # torchvision's name; saves decoding every image
+        # torchvision's name; saves decoding every image. A target transform would make them others.
+        found = None if getattr(dataset, "target_transform", None) else getattr(dataset, "targets", None)
         if found is None:
             found = [int(dataset[index][1]) for index in range(len(dataset))]
         self.labels = torch.as_tensor(found, dtype=torch.int64)

@@ -100,7 +100,12 @@ class Task:
             left: clients that are gone already: their whole data is to be forgotten, without them.
             history: what the server kept.
             proxy: the server's own data.
+
+        Raises:
+            ValueError: a client in ``left`` is not in the federation.
         """
+        if strangers := sorted(set(left) - set(federation.clients)):
+            raise ValueError(f"no such client has left: {', '.join(strangers)} (give the federation with them)")
         if left:
             gone = AnyOf(tuple(map(ForgetClient, left)))
             present = federation.where(Rest(gone))

@@ -50,7 +50,7 @@ class Weights:
         """Copy the weights into a module of the same architecture; its Parameter objects stay.
 
         Raises:
-            ValueError: names or shapes differ; nothing was copied.
+            ValueError: names, shapes or dtypes differ; nothing was copied.
         """
         module = unwrap(module)
         theirs: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(_persistent_buffers(module))}
@@ -59,6 +59,8 @@ class Weights:
             missing, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
             raise ValueError(f"these weights are of another architecture: the module lacks {missing}, has {extra}")
         for name, tensor in ours.items():
+            if theirs[name].dtype != tensor.dtype:
+                raise ValueError(f"{name} is {tensor.dtype}, the module's {theirs[name].dtype}: convert one of them")
             if theirs[name].shape != tensor.shape:
                 shapes = f"{tuple(tensor.shape)}, the module's {tuple(theirs[name].shape)}"
                 raise ValueError(f"these weights are of another architecture: {name} has shape {shapes}")
@@ -141,12 +143,11 @@ class Average:
             raise ValueError("a reply has other tensors than the model that was sent")
         self._total += share
         for name, tensor in arriving.items():
-            if not tensor.is_floating_point():
-                continue
             if name in self._sums:
                 self._sums[name].add_(tensor, alpha=share)
-            else:
-                self._sums[name] = tensor.double() * share
+            elif tensor.is_floating_point() or tensor.is_complex():
+                wide = torch.complex128 if tensor.is_complex() else torch.float64
+                self._sums[name] = tensor.to(wide) * share
 
     def result(self) -> Weights:
         """The mean.

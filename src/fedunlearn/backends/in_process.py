@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from fedunlearn.architecture import Architecture
+from fedunlearn.backends.packing import CannotTravel
 from fedunlearn.backends.pool import Pool
-from fedunlearn.client import Client, Selected, View, execute
+from fedunlearn.backends.worker import Settings
+from fedunlearn.client import Client, View, execute
 from fedunlearn.federation import ClientId, Predicate, Program, Reply, Turn
 from fedunlearn.weights import Weights
 
@@ -119,7 +122,7 @@ class _Engine:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.architecture, self.clients, self.device = architecture, clients, device
         self._patient = workers is None
-        self._workers = workers or (_cores() if device.type == "cpu" else 1)
+        self._workers = workers or (min(_cores(), len(clients)) if device.type == "cpu" else 1)
         self._worked = 0.0  # seconds, here
         self._pool: Pool | None = None
 
@@ -128,10 +131,10 @@ class _Engine:
     ) -> Iterator[tuple[ClientId, Reply]]:
         for position, client in enumerate(asked):
             if (pool := self._ready_pool()) is not None:
-                yield from pool.run((program, weights, turn, view), asked[position:])
+                yield from pool.run((Settings.here(), program, weights, turn, view), asked[position:])
                 return
             started = time.perf_counter()
-            reply = self._here(program, weights, turn, view.of(self.clients[client]))
+            reply = self._here(program, weights, turn, view, self.clients[client])
             self._worked += time.perf_counter() - started
             yield client, reply
 
@@ -139,12 +142,12 @@ class _Engine:
         if self._pool is not None:
             self._pool.close()
 
-    def _here(self, program: Program, weights: Weights, turn: Turn, selected: Selected) -> Reply:
+    def _here(self, program: Program, weights: Weights, turn: Turn, view: View, client: Client) -> Reply:
         threads = torch.get_num_threads()
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # the same bits as in a worker
         try:
-            return execute(program, weights, turn, selected, self.architecture, self.device)
+            return execute(program, weights, turn, view, client, self.architecture, self.device)
         finally:
             torch.set_num_threads(threads)
 
@@ -153,12 +156,21 @@ class _Engine:
 
         So it is too while they work on another round, which a reader may have begun and not yet ended.
         """
-        if self._workers == 1 or (self._patient and self._worked < self._PATIENCE):
+        if self._workers <= 1:
+            return None
+        if self._patient and self._worked < self._PATIENCE and not Pool.runs(self._workers):
             return None
         self._pool = Pool.shared(self._workers)
         if self._pool.busy or not self._pool.started(wait=not self._patient):
             return None
-        self._pool.belongs_to(self, lambda: (self.architecture, dict(self.clients), self.device))
+        try:
+            self._pool.belongs_to(self, lambda: (self.architecture, dict(self.clients), self.device))
+        except CannotTravel as error:
+            if not self._patient:
+                raise
+            warnings.warn(f"{error}; going on with one worker", RuntimeWarning, stacklevel=2)
+            self._workers = 1
+            return None
         return self._pool
 
 

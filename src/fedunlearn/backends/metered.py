@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from fedunlearn.backends.sampled import Sampled
 from fedunlearn.backends.wire import weights_in
 from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.federation import ClientId, Federation, Phase, Program, Reply, Turn, Work
@@ -56,6 +57,8 @@ class Metered(Wrapper):
     """
 
     def __init__(self, inner: Federation, ledger: Ledger) -> None:
+        if isinstance(inner, Sampled):
+            raise TypeError("put Sampled around Metered: who is not drawn would be counted as asked in vain")
         super().__init__(inner)
         self.ledger = ledger
 

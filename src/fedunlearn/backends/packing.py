@@ -15,14 +15,25 @@ import cloudpickle
 import torch
 from torch import Tensor
 
-__all__ = ["pack", "receive", "send", "unpack"]
+__all__ = ["CannotTravel", "pack", "receive", "send", "unpack"]
+
+
+class CannotTravel(RuntimeError):
+    """Something of the user's cannot be sent to another process."""
 
 
 def pack(value: object) -> list[memoryview]:
-    """Frames of bytes: the pickle first, then the tensors', which are views, not copies."""
+    """Frames of bytes: the pickle first, then the tensors', which are views, not copies.
+
+    Raises:
+        CannotTravel: something in it cannot be pickled.
+    """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    try:
+        _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    except Exception as error:  # whatever a __reduce__ raises
+        raise CannotTravel(f"this cannot travel between processes ({error}): run with workers=1") from error
     return [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, ClassVar, NoReturn, cast
 
@@ -37,14 +40,29 @@ class Pool:
     @classmethod
     def shared(cls, workers: int) -> Pool:
         """The process-wide pool of so many workers, started if need be: starting takes seconds, a set-up does not."""
-        pool = cls._shared.get(workers)
-        if pool is None or not pool.close.alive:
-            pool = cls._shared[workers] = cls(workers)
-        return pool
+        if not cls.runs(workers):
+            cls._shared[workers] = cls(workers)
+        return cls._shared[workers]
+
+    @classmethod
+    def runs(cls, workers: int) -> bool:
+        """Whether there is one already."""
+        return workers in cls._shared and cls._shared[workers].close.alive
+
+    @classmethod
+    def disown(cls) -> None:
+        """In a forked child: the workers, and the threads that listen to them, are the parent's."""
+        for pool in cls._shared.values():
+            pool.close.detach()
+        cls._shared.clear()
 
     def __init__(self, workers: int) -> None:
         environment = {**_KEEP_MEMORY, **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "fedunlearn.backends.worker"]
+        # The parent's search path from the first import on: neither another installation of this package nor a
+        # module in the current directory may come in between.
+        start = "import json, sys; sys.path[:] = json.loads(sys.argv.pop())"
+        serve = "from fedunlearn.backends.worker import main; main()"
+        command = [sys.executable, "-P", "-c", f"{start}; {serve}", json.dumps(sys.path)]
         self._processes = [
             subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             for _ in range(workers)
@@ -56,9 +74,9 @@ class Pool:
         ]
         for reader in readers:
             reader.start()
-        self.close = weakref.finalize(self, _close, os.getpid(), self._processes, readers)
+        self.close = weakref.finalize(self, _close, self._processes, readers)
         self._starting = workers
-        self._owner: object = None
+        self._owner: Callable[[], object] = lambda: None
         self.busy = False
 
     def __len__(self) -> int:
@@ -71,60 +89,89 @@ class Pool:
             RuntimeError: one of them could not.
         """
         while self._starting and (wait or not self._inbox.empty()):
-            self._message()
-            self._starting -= 1
+            with self._exclusively():
+                self._message()
+                self._starting -= 1
         return not self._starting
 
     def belongs_to(self, owner: object, setup: Callable[[], object]) -> None:
-        """Set the workers up for ``owner``, unless they are: architecture, clients, device."""
-        if self._owner is owner:
+        """Set the workers up for ``owner``, unless they are: architecture, clients, device.
+
+        Raises:
+            CannotTravel: the set-up cannot be sent to another process.
+        """
+        if self._owner() is owner:
             return
         frames = pack(setup())
         place = _written(frames)
-        self._owner = None
         try:
-            self._tell(pack(("setup", sys.path, str(place), [len(frame) for frame in frames])))
-            answers = [self._message()[1] for _ in self._processes]
+            with self._exclusively():
+                self._tell(pack(("setup", sys.path, str(place), [len(frame) for frame in frames])))
+                answers = [self._message()[1] for _ in self._processes]
         finally:
             place.unlink()  # those who needed it have mapped it
         for kind, content in answers:
             if kind == "error":
-                raise content
-        self._owner = owner
+                raise _with_cause(content)
+        self._owner = weakref.ref(owner)
 
     def run(self, message: tuple[Any, ...], clients: Sequence[ClientId]) -> Iterator[tuple[ClientId, Reply]]:
         """Tell every worker ``message``, then share out the clients; replies in the clients' order.
 
         At most ``2 * len(self)`` replies wait for an earlier one, whatever the number of clients.
         """
-        self.busy = True
         todo = deque(enumerate(clients))
         given: list[deque[int]] = [deque() for _ in self._processes]  # positions in ``clients``, by worker
         early: dict[int, tuple[str, Any]] = {}
+        failed: BaseException | None = None
+        told = pack(("round", *message))
+        with self._exclusively():
+            self._tell(told)
+            try:
+                for position in range(len(clients)):
+                    while position not in early:
+                        window = position + self._QUEUED * len(self)
+                        while todo and todo[0][0] < window and (number := self._idlest(given)) is not None:
+                            at, client = todo.popleft()
+                            given[number].append(at)
+                            self._send(number, pack(("client", client)))
+                        number, answer = self._message()
+                        early[given[number].popleft()] = answer
+                    kind, content = early.pop(position)
+                    if kind == "error":
+                        failed = _with_cause(content)
+                        break
+                    yield clients[position], content
+            except GeneratorExit:  # the reader stops early
+                self._drain(given)
+                raise
+            self._drain(given)
+        if failed is not None:
+            raise failed
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Work whose messages nobody else may read.
+
+        What breaks it off in the middle of a message (Ctrl-C, a dead worker) leaves pipes in a state that nobody
+        knows: then the workers end, and others start when they are needed.
+        """
+        self.busy = True
         try:
-            self._tell(pack(("round", *message)))
-            for position in range(len(clients)):
-                while position not in early:
-                    window = position + self._QUEUED * len(self)
-                    while todo and todo[0][0] < window and (number := self._idlest(given)) is not None:
-                        at, client = todo.popleft()
-                        given[number].append(at)
-                        self._send(number, pack(("client", client)))
-                    number, answer = self._message()
-                    early[given[number].popleft()] = answer
-                kind, content = early.pop(position)
-                if kind == "error":
-                    raise content
-                yield clients[position], content
-        except (KeyboardInterrupt, SystemExit):
-            self.close()  # nobody wants to wait for the clients that are at work
+            yield
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.close()
             raise
         finally:
-            # A reader that stops early leaves work behind; its replies must not be mistaken for the next round's.
-            while any(given) and self.close.alive:
-                number, _ = self._message()
-                given[number].popleft()
             self.busy = False
+
+    def _drain(self, given: Sequence[deque[int]]) -> None:
+        """Await what is still at work, so that its replies are not mistaken for the next round's."""
+        while any(given):
+            number, _ = self._message()
+            given[number].popleft()
 
     def _idlest(self, given: Sequence[deque[int]]) -> int | None:
         number = min(range(len(self)), key=lambda number: len(given[number]))
@@ -149,7 +196,14 @@ class Pool:
     def _died(self, number: int) -> NoReturn:
         code = self._processes[number].wait()
         self.close()
-        raise RuntimeError(f"a worker process died (exit code {code}): memory may be short; workers=1 needs the least")
+        why = "the system killed it, perhaps for want of memory" if code == -signal.SIGKILL else "see its error output"
+        raise RuntimeError(f"a worker process died (exit code {code}): {why}; workers=1 does without")
+
+
+def _with_cause(content: tuple[BaseException, BaseException | None]) -> BaseException:
+    error, cause = content
+    error.__cause__ = cause
+    return error
 
 
 def _read(number: int, outbox: IO[bytes] | None, inbox: queue.SimpleQueue[tuple[int, Any]]) -> None:
@@ -160,9 +214,9 @@ def _read(number: int, outbox: IO[bytes] | None, inbox: queue.SimpleQueue[tuple[
             inbox.put((number, None))
             return
         try:
-            kind, _, content = unpack(frames)
-        except Exception as error:  # an exception with a constructor of its own, for one
-            kind, content = "error", RuntimeError(f"a worker's answer cannot be read here: {error!r}")
+            kind, content = unpack(frames)
+        except Exception as error:  # the worker has seen to it that this does not happen, but a hang is worse
+            kind, content = "error", (RuntimeError(f"a worker's answer cannot be read here: {error!r}"), None)
         inbox.put((number, (kind, content)))
 
 
@@ -176,9 +230,7 @@ def _written(frames: Sequence[memoryview]) -> Path:
     return Path(file.name)
 
 
-def _close(owner: int, processes: Sequence[subprocess.Popen[bytes]], readers: Sequence[threading.Thread]) -> None:
-    if os.getpid() != owner:
-        return  # a forked child ends; the workers are its parent's
+def _close(processes: Sequence[subprocess.Popen[bytes]], readers: Sequence[threading.Thread]) -> None:
     for process in processes:
         process.kill()  # it holds nothing that could be lost
     for process, reader in zip(processes, readers, strict=True):
@@ -186,3 +238,7 @@ def _close(owner: int, processes: Sequence[subprocess.Popen[bytes]], readers: Se
         reader.join()  # it finds the pipe's end; the interpreter must not end while somebody reads
         for pipe in (process.stdin, process.stdout):
             cast(BinaryIO, pipe).close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Pool.disown)

@@ -41,4 +41,6 @@ class Sampled(Wrapper):
         rank = {
             client: Turn(turn.seed, turn.phase, turn.number).seed_for(client, "takes part") for client in self.clients
         }
-        return tuple(sorted(self.clients, key=rank.__getitem__)[: math.ceil(self.fraction * len(self.clients))])
+        return tuple(
+            sorted(self.clients, key=rank.__getitem__)[: math.ceil(round(self.fraction * len(self.clients), 9))]
+        )

@@ -18,6 +18,9 @@ from fedunlearn.weights import Weights
 __all__ = ["WireError", "decode", "encode", "weights_in"]
 
 
+_VOCABULARY = ("fedunlearn.federation", "fedunlearn.requests", "fedunlearn.programs")
+
+
 class WireError(ValueError):
     """A message that cannot be sent, or that is refused."""
 
@@ -33,7 +36,7 @@ def encode(value: object) -> tuple[Any, list[Weights]]:
 
 
 def decode(message: Any, weights: Sequence[Weights] = (), allow: Iterable[type] = ()) -> Any:
-    """What `encode` was given. Only dataclasses of this package and those in ``allow`` are made.
+    """What `encode` was given. Only programs and predicates of this package and those in ``allow`` are made.
 
     Raises:
         WireError: the message is malformed or names another type.
@@ -86,6 +89,8 @@ def _decode(message: Any, weights: Sequence[Weights], allowed: Mapping[str, type
     if isinstance(message, list):
         return tuple(_decode(item, weights, allowed) for item in message)
     if message.keys() == {"weights"}:
+        if not 0 <= message["weights"] < len(weights):
+            raise IndexError(message["weights"])
         return weights[message["weights"]]
     if message.keys() == {"map"}:
         return {_decode(key, weights, allowed): _decode(item, weights, allowed) for key, item in message["map"]}
@@ -94,9 +99,10 @@ def _decode(message: Any, weights: Sequence[Weights], allowed: Mapping[str, type
 
 
 def _own(name: str) -> type:
-    """A dataclass that is defined in this package, by its full name."""
+    """A program, predicate or part of one that is defined in this package, by its full name."""
     module, _, attribute = name.partition(":")
-    if module.startswith("fedunlearn.") and attribute.isidentifier():
+    ours = module in _VOCABULARY or module.startswith("fedunlearn.methods.")
+    if ours and attribute.isidentifier() and not attribute.startswith("_"):
         try:
             kind = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError):

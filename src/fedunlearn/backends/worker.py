@@ -1,4 +1,4 @@
-"""A worker process: ``python -m fedunlearn.backends.worker``, spoken to over its standard input and output.
+"""A worker process, spoken to over its standard input and output.
 
 It never imports the user's ``__main__``: scripts need no guard, and notebooks and standard input work too.
 What it is told: a set-up (the search path, and where architecture, clients and device lie); then, any number of
@@ -12,16 +12,44 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import torch
 
-from fedunlearn.backends.packing import pack, receive, send, unpack
+from fedunlearn.backends.packing import CannotTravel, pack, receive, send, unpack
 from fedunlearn.client import execute
 
-__all__ = ["serve"]
+__all__ = ["Settings", "main", "serve"]
 
-Answer = tuple[str, str | None, Any]  # kind, client, content
+
+@dataclass(frozen=True)
+class Settings:
+    """What torch keeps process-wide and computes by: workers must have the user's."""
+
+    dtype: torch.dtype
+    mkldnn: bool
+    matmul: str
+    deterministic: bool
+    deterministic_warns: bool
+
+    @classmethod
+    def here(cls) -> Settings:
+        """Those of this process."""
+        return cls(
+            torch.get_default_dtype(),
+            bool(torch.backends.mkldnn.enabled),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+
+    def apply(self) -> None:
+        """Take them over."""
+        torch.set_default_dtype(self.dtype)
+        torch.backends.mkldnn.enabled = self.mkldnn  # type: ignore[assignment]
+        torch.set_float32_matmul_precision(self.matmul)
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.deterministic_warns)
 
 
 def serve(inbox: BinaryIO, outbox: BinaryIO) -> None:
@@ -29,34 +57,43 @@ def serve(inbox: BinaryIO, outbox: BinaryIO) -> None:
     torch.set_num_threads(
         1
     )  # one everywhere: bits would change with the number, and two of them get in each other's way
-    send(outbox, pack(("ready", None, None)))
+    send(outbox, pack(("ready", None)))
     clients, program, weights, turn, view, architecture, device = (cast(Any, None),) * 7
     while True:
         kind, *message = unpack(receive(inbox))
         try:
             if kind == "round":
-                program, weights, turn, view = message
+                settings, program, weights, turn, view = message
+                settings.apply()
                 continue
             if kind == "setup":
                 sys.path[:], place, sizes = message
                 architecture, clients, device = unpack(_mapped(place, sizes))
-                answer: Answer = ("ready", None, None)
+                answer: tuple[str, Any] = ("ready", None)
             else:
                 (client,) = message
-                reply = execute(program, weights, turn, view.of(clients[client]), architecture, device)
-                answer = ("reply", client, reply)
+                answer = ("reply", execute(program, weights, turn, view, clients[client], architecture, device))
         except Exception as error:
-            error.add_note("".join(traceback.format_exception(error)))  # a traceback does not travel
-            answer = ("error", None, error)
-        send(outbox, _packed(answer))
+            answer = ("error", error)
+        send(outbox, _packed(*answer))
 
 
-def _packed(answer: Answer) -> list[memoryview]:
-    try:
-        return pack(answer)
-    except Exception as error:  # not everything can be pickled, an exception least of all
-        told = RuntimeError(f"{answer[2]!r} cannot travel between processes ({error}); run with workers=1 to see more")
-        return pack(("error", None, told))
+def _packed(kind: str, content: Any) -> list[memoryview]:
+    """An answer that can be read on the other side, come what may."""
+    if kind != "error":
+        try:
+            return pack((kind, content))
+        except CannotTravel as error:
+            return pack(("error", (error, None)))
+    content.add_note("".join(traceback.format_exception(content)))  # a traceback does not travel
+    for told in ((content, content.__cause__), (content, None)):
+        try:
+            frames = pack((kind, told))
+            unpack(frames)  # an exception with a constructor of its own can be written and yet not be read
+            return frames
+        except Exception:
+            continue
+    return pack((kind, (RuntimeError(str(content)), None)))
 
 
 def _mapped(place: str, sizes: list[int]) -> list[memoryview]:
@@ -70,7 +107,8 @@ def _mapped(place: str, sizes: list[int]) -> list[memoryview]:
     return frames
 
 
-def _main() -> None:
+def main() -> None:
+    """Be a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the user's code prints must not end up among the messages
@@ -80,7 +118,3 @@ def _main() -> None:
         serve(inbox, outbox)
     except (EOFError, BrokenPipeError):
         os._exit(0)  # the parent is gone: there is nobody to say anything to
-
-
-if __name__ == "__main__":
-    _main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -29,12 +30,13 @@ def follow(method: Method, task: Task, rounds: int, resume: Step | None = None) 
 
     What is read between two steps (scoring, saving) is not in anybody's seconds. After an interruption, hand in
     the last step that was saved: the same bits follow as without it. Where there is nothing to forget, nothing
-    is done.
+    is done, with a warning.
 
     Raises:
         NeedsError: the method cannot run on this task; nothing has run.
     """
     if task.empty:
+        warnings.warn("nothing is to be forgotten: the request means no training sample of anybody", stacklevel=2)
         return
     task.require(method.needs, method.name)
     saved = resume.round if resume else None

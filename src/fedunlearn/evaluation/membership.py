@@ -15,9 +15,12 @@ from torch import Tensor
 
 from fedunlearn.randomness import generator
 
-__all__ = ["Membership", "mia", "mia_efficacy"]
+__all__ = ["MIA_SAMPLES", "Membership", "mia", "mia_efficacy"]
 
-_SPLITS = 10  # each tests on a tenth, so this many samples of each set are needed
+MIA_SAMPLES = 10
+"""The least number of forget and of test samples that `mia` takes: one for the test part of each split."""
+
+_SPLITS = MIA_SAMPLES  # each tests on a tenth, so this many samples of each set are needed
 _LARGEST_LOSS = 1e6
 _SVC_SAMPLES = 10_000
 
