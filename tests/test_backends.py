@@ -8,9 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,10 @@ import torch
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.metered import Ledger, Metered, Traffic
 from fedunlearn.backends.packing import pack, unpack
+from fedunlearn.backends.pool import Pool
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.backends.wire import WireError, decode, encode, weights_in
+from fedunlearn.backends.worker import Settings
 from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.client import Client
 from fedunlearn.contract import SmallNet, small_federation
@@ -48,8 +49,8 @@ from fedunlearn.programs import (
     LocalTraining,
 )
 from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, Rest
-from fedunlearn.rounds import aggregate, train
-from fedunlearn.weights import Weights
+from fedunlearn.rounds import aggregate
+from fedunlearn.weights import Average, Weights
 
 TURN = Turn(0, "train", 0)
 TRAINING = LocalTraining(SGD(0.05), batch_size=8)
@@ -96,6 +97,12 @@ class Sleep:
     def __call__(self, context: ClientContext) -> Reply:
         time.sleep(self.seconds)
         return Reply()
+
+
+@dataclass(frozen=True)
+class WhatIsSet:
+    def __call__(self, context: ClientContext) -> Reply:
+        return Reply(values={"mkldnn": torch.tensor(torch.backends.mkldnn.enabled)})
 
 
 @dataclass(frozen=True)
@@ -199,19 +206,85 @@ def test_an_interrupt_does_not_wait_for_clients_at_work() -> None:
     assert len(list(federation.run(TRAINING, weights, TURN))) == 4
 
 
-def test_a_forked_child_that_ends_leaves_the_workers_alone(two_workers: InProcess) -> None:
-    weights = two_workers.architecture.fresh(0)
-    list(two_workers.run(TRAINING, weights, TURN))
-    pool = two_workers._engine._pool
-    assert pool is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: exactly what is tried here
-        child = os.fork()
-    if child == 0:
-        pool.close()
-        os._exit(0)
+def test_a_forked_child_leaves_the_workers_alone_and_has_its_own() -> None:
+    """In a process of its own: pytest's is no place to fork."""
+    code = """
+import os
+from fedunlearn.contract import small_federation
+from fedunlearn.federation import Turn
+from fedunlearn.programs import LocalTraining
+from fedunlearn.rounds import aggregate
+
+federation = small_federation(workers=2)
+weights = federation.architecture.fresh(0)
+first = aggregate(federation, weights, LocalTraining(), Turn(0, "train", 0))
+child = os.fork()
+again = aggregate(federation, weights, LocalTraining(), Turn(0, "train", 0))
+print("child" if child == 0 else "parent", again.same_bits(first), flush=True)
+if child:
     os.waitpid(child, 0)
-    assert len(list(two_workers.run(TRAINING, weights, TURN))) == 4
+    print(aggregate(federation, weights, LocalTraining(), Turn(0, "train", 0)).same_bits(first))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert told.returncode == 0, told.stderr
+    assert sorted(told.stdout.split()) == ["True", "True", "True", "child", "parent"]
+
+
+@pytest.mark.parametrize("setting", ["mkldnn", "matmul"])
+def test_workers_take_over_torchs_settings(setting: str, one_worker: InProcess, two_workers: InProcess) -> None:
+    before = Settings.here()
+    changes = {"mkldnn": {"mkldnn": False}, "matmul": {"matmul": "medium"}}
+    try:
+        replace(before, **changes[setting]).apply()  # type: ignore[arg-type]
+        weights = one_worker.architecture.fresh(0)
+        one, two = (aggregate(f, weights, TRAINING, TURN) for f in (one_worker, two_workers))
+        assert one.same_bits(two)
+        seen = [r.values["mkldnn"] for _, r in two_workers.run(WhatIsSet(), weights, TURN)]
+        assert {bool(v) for v in seen} == {setting != "mkldnn"}
+    finally:
+        before.apply()
+
+
+def test_the_cause_of_a_clients_error_comes_along(federation: InProcess) -> None:
+    with pytest.raises(ClientError) as caught:
+        list(federation.run(FailAt(20), federation.architecture.fresh(0), TURN))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert str(caught.value.__cause__) == "by nought"
+
+
+def test_a_predicate_that_fails_names_the_client(federation: InProcess) -> None:
+    view = federation.marking(ForgetInstances({"2": (99,)}))
+    with pytest.raises(ClientError, match="client 2, train round 0: client 2 has samples 0 to 21, but 99"):
+        list(view.run(TRAINING, federation.architecture.fresh(0), TURN))
+
+
+def locked(workers: int | None) -> InProcess:
+    class Locked(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        lock = None
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()  # as an open archive has
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(1, 6, 6), index % 3
+
+    return InProcess(SmallNet, [Client.of(k, Locked()) for k in "ab"], workers=workers, device="cpu")
+
+
+def test_data_that_cannot_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fedunlearn.backends.in_process as module
+
+    explicit = locked(2)
+    with pytest.raises(RuntimeError, match=r"cannot travel between processes .*: run with workers=1"):
+        list(explicit.run(TRAINING, explicit.architecture.fresh(0), TURN))
+    monkeypatch.setattr(module, "_cores", lambda: 2)  # whose workers run already
+    patient = locked(None)
+    Pool.shared(2).started(wait=True)
+    with pytest.warns(RuntimeWarning, match="going on with one worker"):
+        assert len(list(patient.run(TRAINING, patient.architecture.fresh(0), TURN))) == 2
 
 
 def test_patience_changes_no_bit(monkeypatch: pytest.MonkeyPatch, one_worker: InProcess) -> None:
@@ -219,19 +292,18 @@ def test_patience_changes_no_bit(monkeypatch: pytest.MonkeyPatch, one_worker: In
     import fedunlearn.backends.in_process as module
 
     monkeypatch.setattr(module, "_cores", lambda: 3)  # a pool that no other test has started
-    monkeypatch.setattr(module._Engine, "_PATIENCE", 0.0)
-    federation = small_federation()
-    federation._engine._patient, federation._engine._workers = True, 3
-    weights, seen = federation.architecture.fresh(0), set()
-    for number in range(400):
-        turn = Turn(0, "train", number)
-        seen.update(r.metrics["pid"] == os.getpid() for _, r in federation.run(WhereAmI(), weights, turn))
-        if False in seen:
-            break
-        expected = aggregate(one_worker, weights, TRAINING, turn)
-        assert aggregate(federation, weights, TRAINING, turn).same_bits(expected)
-    assert seen == {True, False}
-    assert train(federation, weights, TRAINING, 2).same_bits(train(one_worker, weights, TRAINING, 2))
+    monkeypatch.setattr(module._Engine, "_PATIENCE", 1e-9)
+    federation = InProcess(SmallNet, one_worker._engine.clients.values(), device="cpu")
+    weights = federation.architecture.fresh(0)
+    expected = aggregate(one_worker, weights, TRAINING, TURN)
+    mean = Average(like=weights)
+    for client, reply in federation.run(TRAINING, weights, TURN):
+        assert reply.weights is not None
+        mean.add(reply.weights, reply.samples)
+        if client == "1":  # they were started after the first client; the third finds them
+            Pool.shared(3).started(wait=True)
+    assert mean.result().same_bits(expected)
+    assert {r.metrics["pid"] == os.getpid() for _, r in federation.run(WhereAmI(), weights, TURN)} == {False}
     federation.close()
 
 
@@ -239,6 +311,7 @@ GUARDLESS = """
 import torch
 from torch import nn
 from fedunlearn.backends.in_process import InProcess
+from fedunlearn.backends.worker import Settings
 from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.client import Client
 from fedunlearn.programs import LocalTraining
@@ -393,6 +466,22 @@ def test_a_share_takes_part_and_views_choose_alike(one_worker: InProcess) -> Non
     for share in (0, -1, 1.5):
         with pytest.raises(ValueError, match=r"must be in \(0, 1\]"):
             Sampled(one_worker, share)
+
+
+def test_shares_are_not_off_by_a_rounding_error(one_worker: InProcess) -> None:
+    """0.28 * 100 is 28.000000000000004, 0.29 * 100 is 28.999999999999996."""
+    data = (torch.zeros(100, 1), torch.zeros(100, dtype=torch.int64))
+    hundred = InProcess(SmallNet, [Client.of(str(k), data, [k], validation=0) for k in range(100)], device="cpu")
+    assert len(Sampled(hundred, 0.28)._drawn(TURN)) == 28
+    assert int(Client.of("a", data, validation=0.29).validation.sum()) == 29
+
+
+def test_the_meter_is_inside_the_draw(one_worker: InProcess) -> None:
+    weights, ledger = one_worker.architecture.fresh(0), Ledger()
+    with pytest.raises(TypeError, match="put Sampled around Metered"):
+        Metered(Sampled(one_worker, 0.5), ledger)
+    aggregate(Sampled(Metered(one_worker, ledger), 0.5), weights, TRAINING, TURN)
+    assert ledger.phases["train"].down == 2 * weights.parameter_bytes
 
 
 # --- the wire -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -266,6 +267,40 @@ def test_the_users_data_in_all_its_forms() -> None:
         as_samples(iter([]))
     with pytest.raises(ValueError, match="2 samples but 1 labels"):
         TensorSamples(torch.zeros(2, 1), torch.zeros(1))
+
+
+def test_labels_are_those_of_the_items() -> None:
+    class Changed(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        targets: ClassVar = [0, 1, 2]
+
+        def __init__(self, target_transform: Callable[[int], int] | None) -> None:
+            self.target_transform = target_transform
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            label = self.targets[index]
+            return torch.zeros(1), self.target_transform(label) if self.target_transform else label
+
+    assert as_samples(Changed(None)).labels.tolist() == [0, 1, 2]
+    assert as_samples(Changed(lambda label: 2 - label)).labels.tolist() == [2, 1, 0]
+
+
+def test_a_clients_indices_are_looked_at() -> None:
+    data = (torch.zeros(10, 1), torch.zeros(10, dtype=torch.int64))
+    assert Client.of("a", data, torch.arange(10) > 6).indices.tolist() == [7, 8, 9]
+    for wrong, says in (
+        ([-1, 2], "indices from -1 to 2, its data 0 to 9"),
+        ([3, 3], "a sample twice"),
+        ([10], "from 10"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Client.of("a", data, wrong)
+    with pytest.raises(ValueError, match=r"mask has shape \(2,\), its data 10 samples"):
+        Client.of("a", data, torch.tensor([True, False]))
+    with pytest.raises(TypeError, match="a client's id is a string: write '1', not 1"):
+        ForgetClient(1)  # type: ignore[arg-type]
 
 
 def test_augmentation_draws_from_the_turns_generator_and_only_in_training() -> None:

@@ -144,6 +144,8 @@ def test_a_target_that_has_left_is_reached_by_nobody_and_still_known_by_name() -
     assert gone.forgotten.clients == ()
     assert gone.everyone.clients == gone.retained.clients == ("b",)
     assert not gone.empty
+    with pytest.raises(ValueError, match="no such client has left: nobody"):
+        Task.of(federation, small.weights, ForgetClient("a"), small.training, small.architecture, left=("nobody",))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def test_an_epoch_equals_a_plain_loop_over_the_same_batches() -> None:
         (LocalTraining(batch_size=4, batches=1), 4),
         (LocalTraining(batch_size=4, batches=4), 14),
         (LocalTraining(batch_size=4, epochs=0), 0),
+        (LocalTraining(batch_size=1, epochs=1.1), 11),  # 1.1 * 10 is 11.000000000000002
     ],
 )
 def test_epochs_may_be_fractions_or_batches(training: LocalTraining, passes: int) -> None:
@@ -147,6 +148,8 @@ def test_impossible_settings_are_refused() -> None:
         LocalTraining(epochs=-1)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         LocalTraining(batch_size=0)
+    with pytest.raises(ValueError, match="not in 'float16'"):
+        LocalTraining(amp="float16")  # type: ignore[arg-type]
 
 
 def test_evaluate_against_a_plain_forward_pass() -> None:

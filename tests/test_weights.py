@@ -51,6 +51,8 @@ def test_into_refuses_another_architecture_and_copies_nothing() -> None:
         Weights({"weight": torch.zeros(4, 2), "bias": torch.zeros(2)}).into(net)
     with pytest.raises(ValueError, match=r"lacks \['head'\], has \['bias'\]"):
         Weights({"weight": torch.zeros(2, 3), "head": torch.zeros(2)}).into(net)
+    with pytest.raises(ValueError, match=r"weight is torch.float64, the module's torch.float32: convert"):
+        before.map(torch.Tensor.double).into(net)
     assert Weights.of(net).same_bits(before)
 
 
@@ -109,6 +111,14 @@ def test_the_average_of_equal_models_is_that_model_bit_for_bit(values: list[floa
     for share in shares:
         mean.add(model, share)
     assert mean.result().same_bits(model)
+
+
+def test_complex_parameters_are_averaged_too() -> None:
+    one = Weights({"w": torch.tensor([2 + 4j])})
+    mean = Average(like=Weights({"w": torch.tensor([0j])}))
+    mean.add(one, 1)
+    mean.add(one * 3, 1)
+    assert mean.result().parameters["w"].tolist() == [4 + 8j]
 
 
 def test_the_average_of_nobody_is_an_error() -> None:
