@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from fedunlearn.flow import first_by_running, in_order_of_registration, trace
-from fedunlearn.layers import FIRST, CancellingNegation, LayerError, Plan, layers, plan
+from fedunlearn.layers import FIRST, CancellingNegation, LayerError, NegationWarning, Plan, layers, plan
 from fedunlearn.names import Part, guess_kinds, spans
 
 
@@ -141,7 +141,8 @@ def test_without_a_trace_an_example_finds_the_first_layer_and_leaves_no_mark() -
     with pytest.raises(LayerError, match=r"name the layer \(layers=...\) or give an example.*unused.weight"):
         plan(model)
     example, random = torch.randn(5, 4), torch.get_rng_state()
-    chosen = plan(model, example=example)
+    with pytest.warns(NegationWarning, match="head_norm.running_mean follows because"):
+        chosen = plan(model, example=example)
     assert torch.equal(random, torch.get_rng_state())
     assert chosen.names == ("head.weight",)
     assert str(chosen.means[0]) == "head_norm.running_mean becomes 2b - m with b = head.bias"
@@ -357,3 +358,23 @@ def test_guesses_from_names_and_shapes_agree_with_the_modules(resnet18: nn.Modul
 def test_spans() -> None:
     assert spans([range(5, 7), range(2, 4), range(0, 3), range(7, 8)]) == [(0, 4), (5, 8)]
     assert spans([range(0, 9), range(2, 3)]) == [(0, 9)]
+
+
+class Untraceable(nn.Module):
+    """Its normalisation comes first, and is registered after the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1, bias=False)
+        self.bn = nn.BatchNorm2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            x = -x
+        return self.conv(self.bn(x))
+
+
+def test_a_mean_that_follows_by_a_guess_is_told() -> None:
+    with pytest.warns(NegationWarning, match=r"bn.running_mean follows because its normalisation is registered next"):
+        plan(Untraceable(), "conv")
+    assert plan(Untraceable(), "conv", batchnorm="leave").means == ()

@@ -68,7 +68,8 @@ Avg. gap: mean of the distances in retain, forget, test and MIA (the paper's
 reading); per seed: the same of each seed's own models, averaged. Best gap: the
 oracle's choice among the scored rounds, which needs the Retrain models.
 Bytes: parameters, both ways. FLOPs: at the clients. Neither these nor seconds
-hold the first training, which is Original's."""
+hold the first training, which is Original's (its seconds hold the start of the
+worker processes too)."""
     )
 
 

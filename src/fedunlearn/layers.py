@@ -161,7 +161,15 @@ def plan(
     _warn_if_cancelling(model, parts, flow)
     if batchnorm == "leave":
         return Plan(parts)
-    return Plan(parts, _following_means(model, parts, flow or in_order_of_registration(model)))
+    means = _following_means(model, parts, flow or in_order_of_registration(model))
+    if means and flow is None:
+        warnings.warn(
+            f"the network cannot be traced: {', '.join(str(mean.part) for mean in means)} follows because its "
+            "normalisation is registered next; if it reads another layer, give batchnorm='leave'",
+            NegationWarning,
+            stacklevel=3,
+        )
+    return Plan(parts, means)
 
 
 def warn_if_cancelling(model: nn.Module, parts: Sequence[Part]) -> None:
