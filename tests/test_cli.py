@@ -222,3 +222,36 @@ def test_listing_what_is_shipped(shell: Shell) -> None:
     code, out, _ = shell("experiments")
     assert code == 0
     assert "quickstart: A clinic with a sideways scanner leaves\n" in out
+
+
+def test_negating_twice_and_running_means_are_told(shell: Shell, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    save_file({"conv.weight": torch.ones(2, 3, 1, 1), "bn.running_mean": torch.ones(2)}, paths[0])
+    code, _, err = shell("negate", paths[0], "--layer", "conv", "-o", paths[1])
+    assert code == 0
+    assert "1 running means of BatchNorm were left alone" in err
+    assert "negated before" not in err
+    code, _, err = shell("negate", paths[1], "--layer", "conv", "-o", paths[2])
+    assert code == 0
+    assert "conv.weight had been negated before: that is undone" in err
+
+
+def test_where_a_run_would_be_written_is_looked_at_first(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    for output, says in (("tiny.toml/rows.json", "not being a folder"), (".", "is a folder")):
+        code, out, err = shell("run", tmp_path / "tiny.toml", "-o", tmp_path / output)
+        assert (code, out) == (2, "")
+        assert says in err
+
+
+def test_what_was_done_before_an_error_is_kept(shell: Shell, tmp_path: Path) -> None:
+    plan, output = tmp_path / "tiny.toml", tmp_path / "rows.json"
+    late = 'methods = [{kind = "Retrain"}, {kind = "NoT", layers = "nosuch"}]'
+    plan.write_text(TINY.replace("seeds", f"{late}\nseeds"))
+    code, _, err = shell("run", plan, "-o", output, "--workers", "1")
+    assert code == 2
+    assert "nosuch" in err
+    assert f"what was done is in {output}" in err
+    report = json.loads(output.read_text())
+    assert report["table"] is None
+    assert {row["method"] for row in report["rows"]} == {"Original", "Retrain"}

@@ -78,6 +78,10 @@ def test_a_file_becomes_dataclasses(tmp_path: Path) -> None:
         (("seeds = [3]", "seeds = [3, 3]"), r"seeds must differ"),
         (("seeds = [3]", 'methods = [{kind = "FT"}]'), r"methods must hold Retrain"),
         (("[data]", "[data"), r"own.toml is no TOML file"),
+        (
+            ("seeds = [3]", 'methods = ["FT", 3]'),
+            r"methods.1: must be a table with a kind, one of Retrain, FT, NoT, not 3",
+        ),
         (("clients = 4", "clients = 'four'"), r"data.clients: Input should be a valid integer"),
     ],
 )
@@ -85,6 +89,11 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, change: tuple[str
     assert change[0] in TINY
     with pytest.raises(ExperimentError, match=sentence):
         experiments.load(written(tmp_path, TINY.replace(*change)))
+
+
+def test_a_kind_alone_will_do(tmp_path: Path) -> None:
+    short = TINY.replace("seeds", 'methods = ["NoT", "Retrain"]\nseeds')
+    assert [method.name for method in experiments.load(written(tmp_path, short)).methods] == ["NoT", "Retrain"]
 
 
 def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:

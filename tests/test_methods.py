@@ -15,8 +15,10 @@ from fedunlearn.evaluation.follow import Step, follow, unlearn
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.negation import negate
 from fedunlearn.programs import SGD, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient
+from fedunlearn.rounds import train
 from fedunlearn.task import Method, Needs, NeedsError, Task
 from fedunlearn.weights import Weights
 
@@ -187,3 +189,29 @@ def test_recovery_is_endless() -> None:
     small = task(ForgetClient("a"))
     method: Method = NoT()
     assert [r.number for r in islice(method.recover(small, small.weights, start=5), 3)] == [5, 6, 7]
+
+
+def test_mistakes_in_python_are_told_by_what_to_give() -> None:
+    small = task(ForgetClient("a"))
+    with pytest.raises(TypeError, match=r"give a method with its hyper-parameters, such as NoT\(\)"):
+        unlearn(NoT, small, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rounds of recovery must not be negative"):
+        unlearn(NoT(), small, -1)
+    with pytest.raises(TypeError, match=r"weights must be fedunlearn\.Weights"):
+        Task.of(small.retained, Line(), ForgetClient("a"), small.training, small.architecture)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="architecture must be an Architecture"):
+        Task.of(small.retained, small.weights, ForgetClient("a"), small.training, Line)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="train starts from Weights"):
+        train(small.retained, Line(), small.training, 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="optimizer is a recipe"):
+        LocalTraining(torch.optim.SGD)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="negate takes a module or Weights, not OrderedDict"):
+        negate(Line().state_dict())  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="layers are named by strings"):
+        negate(Line(), [0])  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="a client's id is a string"):
+        Client.of(0, (torch.zeros(1, 1), torch.tensor([0])))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="labels are whole numbers"):
+        Client.of("0", (torch.zeros(1, 1), torch.tensor([0.7])))
+    with pytest.raises(TypeError, match="a tensor alone has no labels"):
+        Client.of("0", torch.zeros(3, 2))

@@ -61,9 +61,15 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class FileNegation:
-    """What `negate_file` did: the negated parts, their bytes, and the bytes of the whole new file."""
+    """What `negate_file` did: the negated parts, their bytes, and the bytes of the whole new file.
+
+    ``again`` are those that had been negated before, by the file's own history; ``means`` are the running means
+    in it, which stay as they are: which of them follows a layer only its network knows.
+    """
 
     names: tuple[str, ...]
+    again: tuple[str, ...]
+    means: tuple[str, ...]
     negated_bytes: int
     file_bytes: int
 
@@ -102,7 +108,8 @@ def negate_file(
             raise CheckpointError(str(error)) from error
         names = tuple(map(str, parts))
         metadata = dict(header.metadata)
-        metadata[NEGATIONS] = json.dumps([*_history(source, metadata), names])
+        history = _history(source, metadata)
+        metadata[NEGATIONS] = json.dumps([*history, names])
         _require_free(source, output, force)
         ranges = [header.place(part) for part in parts]
         with _written(output) as copy:
@@ -114,7 +121,9 @@ def negate_file(
             for part, (first, last) in zip(parts, ranges, strict=True):
                 _flip(copy, start + first, start + last, _DTYPES[header.tensors[part.name]["dtype"]])
             size = copy.seek(0, os.SEEK_END)
-    return FileNegation(names, sum(last - first for first, last in ranges), size)
+    again = tuple(name for name in names if any(name in before for before in history))
+    means = tuple(name for name in header.tensors if name.endswith("running_mean"))
+    return FileNegation(names, again, means, sum(last - first for first, last in ranges), size)
 
 
 def read_layers(path: Path | str) -> list[Layer]:
@@ -255,7 +264,7 @@ def _require_free(source: Path, output: Path, force: bool) -> None:
     if output.is_dir():
         raise CheckpointError(f"{output} is a folder: name a file in it")
     if not force:
-        raise CheckpointError(f"{output} exists: choose another name or force its replacement")
+        raise CheckpointError(f"{output} exists: choose another name, or replace it with --force (force=True)")
 
 
 def _history(path: Path, metadata: Mapping[str, str]) -> list[list[str]]:

@@ -5,6 +5,7 @@ torch is imported within the commands that need it, so that help and errors of u
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ app = typer.Typer(
     help="Remove data from federated models.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # or [q] in a help text would be read as markup
     pretty_exceptions_enable=False,
 )
 
@@ -39,6 +41,15 @@ def main() -> None:
         sentence = " ".join(str(error).split())
         print(f"fedunlearn: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def _require_writable(output: Path) -> None:
+    """Before hours of work, not after."""
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name the file to write with --output")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{output} cannot be written, {folder} not being a folder one can write to: use --output")
 
 
 def _to_be_mended(error: Exception) -> bool:
@@ -95,6 +106,14 @@ def negate_checkpoint(
 
     done = negate_file(source, layer, output, include_bias=include_bias, force=force)
     print(f"negated {', '.join(done.names)} ({done.negated_bytes:,} of {done.file_bytes:,} bytes) -> {output}")
+    if done.again:
+        print(f"note: {', '.join(done.again)} had been negated before: that is undone", file=sys.stderr)
+    if done.means:
+        print(
+            f"note: {len(done.means)} running means of BatchNorm were left alone; where the network is at hand, "
+            "fedunlearn.negate(model) lets those behind a negated layer follow",
+            file=sys.stderr,
+        )
 
 
 @app.command("run")
@@ -120,8 +139,7 @@ def run_experiment(
 
     plan = experiments.changed(experiments.load(experiment), seeds=_numbers(seeds), data=data, model=model)
     output = output or Path("runs") / f"{Path(experiment).stem}.json"
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: name the file to write with --output")
+    _require_writable(output)
     if download:
         datasets.download(plan.data.name, data_dir)
     rows: list[Row] = []
@@ -131,6 +149,10 @@ def run_experiment(
                 rows.append(row)
                 show(row)
         console.print_comparison(plan.title, table(rows))
+    except BaseException:
+        if rows:
+            print(f"fedunlearn: broken off; what was done is in {output}", file=sys.stderr)
+        raise
     finally:
         if rows:  # what was done before an error or Ctrl-C is not lost
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -175,4 +197,4 @@ def _print_layers(rows: Sequence[Layer], default: Collection[str]) -> None:
         mark = ["default"] if row.name in default else []
         shape = " x ".join(map(str, row.shape))
         table.add_row(str(row.index), row.name, shape, row.dtype, row.kind, *mark)
-    console().print(table)
+    console(width=160).print(table)  # a narrow terminal would break the names

@@ -65,6 +65,8 @@ class Client:
             validation: share in [0, 1); the paper keeps 20 % (rounded down).
             seed: of the draw.
         """
+        if not isinstance(id, str):
+            raise TypeError(f"a client's id is a string: write {str(id)!r}, not {id!r}")
         if not 0 <= validation < 1:
             raise ValueError(f"the share kept for validation must be in [0, 1), not {validation}")
         samples = as_samples(data)
@@ -227,6 +229,8 @@ def _indices(id: ClientId, total: int, indices: Sequence[int] | Tensor | None) -
     if indices is None:
         return torch.arange(total)
     own = torch.as_tensor(indices)
+    if own.is_floating_point():
+        raise ValueError(f"client {id}'s indices must be whole numbers or a mask, not {own.dtype}")
     if own.dtype == torch.bool:
         if own.shape != (total,):
             raise ValueError(f"client {id}'s mask has shape {tuple(own.shape)}, its data {total} samples")

@@ -17,9 +17,9 @@ if TYPE_CHECKING:  # else a table of layers would wait for torch
 __all__ = ["console", "print_comparison", "watching"]
 
 
-def console() -> Console:
+def console(width: int | None = None) -> Console:
     """Where to print; a pipe has no width, and rich would break names at 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False)
+    return Console(width=width if sys.stdout.isatty() else 160, markup=False, highlight=False)
 
 
 @contextmanager
@@ -62,14 +62,16 @@ def print_comparison(title: str, lines: Sequence[Line]) -> None:
     out.print(price)
     seeds = max(line.seeds for line in lines)
     out.print(
-        f"""Mean ± sd over {seeds} seed{"s" * (seeds > 1)}; in brackets the distance to Retrain's mean. Every measure is
-two-sided: Retrain's value is the target, and above it is as far as below.
+        f"""Mean ± sd over {seeds} seed{"s" * (seeds > 1)}; in brackets the distance to Retrain's mean. Every
+measure is two-sided: Retrain's value is the target, above is as far as below.
+MIA: accuracy of a membership attack, forget against test samples. MIA-eff.:
+share of forget samples that another attack takes for non-members.
 Avg. gap: mean of the distances in retain, forget, test and MIA (the paper's
 reading); per seed: the same of each seed's own models, averaged. Best gap: the
 oracle's choice among the scored rounds, which needs the Retrain models.
 Bytes: parameters, both ways. FLOPs: at the clients. Neither these nor seconds
-hold the first training, which is Original's (its seconds hold the start of the
-worker processes too)."""
+hold the first training, which is Original's. Seconds hold the start of worker
+processes in whose rounds it fell: compare them in long runs only."""
     )
 
 

@@ -66,11 +66,15 @@ class ExperimentError(ValueError):
 
 
 def _any_of(**kinds: type) -> BeforeValidator:
-    """A table whose ``kind`` names one of these dataclasses; its other entries are the dataclass's fields."""
+    """A table whose ``kind`` names one of these dataclasses, its other entries the fields; or just the kind."""
 
     def made(table: Any) -> Any:
-        if not isinstance(table, Mapping):
+        if isinstance(table, tuple(kinds.values())):
             return table
+        if isinstance(table, str):
+            table = {"kind": table}
+        if not isinstance(table, Mapping):
+            raise ValueError(f"must be a table with a kind, one of {', '.join(kinds)}, not {table!r}")
         entries = dict(table)
         kind = kinds.get(name := entries.pop("kind", None))
         if kind is None:
@@ -150,7 +154,7 @@ class Recovery:
         evaluate_every: rounds between two scorings; the first state and the last are scored too.
     """
 
-    rounds: int = Field(ge=0)
+    rounds: int = Field(ge=1)
     evaluate_every: int = Field(default=5, ge=1)
 
 
@@ -253,7 +257,12 @@ def run(experiment: Experiment, *, workers: int | None = None, data_dir: Path | 
     """
     data = datasets.load(experiment.data.name, data_dir)
     architecture = Architecture(_Build(experiment.model, data.classes, data.shape))
-    flops = flops_per_sample(architecture.build, data.shape)
+    try:
+        flops = flops_per_sample(architecture.build, data.shape)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{experiment.model.name} does not take inputs of shape {data.shape}: {error}") from error
     for seed in experiment.seeds:
         yield from _Run(experiment, data, architecture, flops, seed, workers).rows()
 

@@ -100,6 +100,15 @@ def negate(
     Warns:
         CancellingNegation: the selection undoes itself.
     """
+    if not isinstance(target, nn.Module | Weights):
+        raise TypeError(
+            f"negate takes a module or Weights, not {type(target).__name__}: load a state dict into its module first, "
+            "and negate a file with `fedunlearn negate`"
+        )
+    if not isinstance(layers, Plan | First | str | Sequence) or not all(
+        isinstance(name, str) for name in _names(layers)
+    ):
+        raise TypeError("layers are named by strings: for the paper's indices there is negate_layers(model, [0])")
     if isinstance(layers, Plan) and include_bias:
         raise ValueError("a plan has settled what is negated: give include_bias to plan(...) instead")
     if isinstance(target, Weights):
@@ -150,6 +159,10 @@ def negate_layers(model: ModuleT, layer_indices: Sequence[int] = (0,)) -> Module
     warn_if_cancelling(model, parts)
     _negate_module(unwrap(model), Plan(parts), None)
     return model
+
+
+def _names(layers: Selection | Plan) -> Sequence[object]:
+    return () if isinstance(layers, Plan | First) else layers
 
 
 def _warn_of_no_layers(chosen: Sequence[Layer]) -> None:

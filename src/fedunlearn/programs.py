@@ -150,6 +150,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if self.epochs < 0 or (self.batches is not None and self.batches < 0) or self.batch_size < 1:
             raise ValueError("epochs and batches must not be negative, and batch_size must be at least 1")
+        if isinstance(self.optimizer, type) or not callable(self.optimizer):
+            raise TypeError("optimizer is a recipe, such as fedunlearn.SGD(lr=0.05), not a class of torch")
         if self.amp not in (None, "bfloat16"):
             raise ValueError(f"amp computes in 'bfloat16' or not at all (None), not in {self.amp!r}")
 

@@ -58,6 +58,10 @@ def fedavg(
 
 def train(federation: Federation, weights: Weights, program: Program, rounds: int, seed: int = 0) -> Weights:
     """The global model after ``rounds`` ordinary rounds from ``weights``."""
+    if not isinstance(weights, Weights):
+        raise TypeError(f"train starts from Weights, such as Weights.of(model), not from {type(weights).__name__}")
+    if rounds < 0:
+        raise ValueError(f"rounds must not be negative: {rounds}")
     for done in islice(fedavg(federation, weights, program, seed, "train"), rounds):
         weights = done.after
     return weights

@@ -87,14 +87,21 @@ class DatasetSamples:
 
 
 def as_samples(data: Any) -> Samples:
-    """Samples of whatever the user has: `Samples` as they are, ``(inputs, labels)`` tensors, a map-style data set."""
+    """Samples of what the user has: `Samples`, tensors or arrays ``(inputs, labels)``, or a map-style data set."""
     if hasattr(data, "inputs") and hasattr(data, "labels"):
         samples: Samples = data
         return samples
-    if isinstance(data, tuple) and len(data) == 2:
-        inputs, labels = data
-        return TensorSamples(torch.as_tensor(inputs), torch.as_tensor(labels, dtype=torch.int64))
+    if isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
+        return TensorSamples(torch.as_tensor(data[0]), _classes(torch.as_tensor(data[1])))
+    if isinstance(data, Tensor):
+        raise TypeError("a tensor alone has no labels: give (inputs, labels)")
     return DatasetSamples(data)
+
+
+def _classes(labels: Tensor) -> Tensor:
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels are whole numbers, one a sample, not {labels.dtype} of shape {tuple(labels.shape)}")
+    return labels.to(torch.int64)
 
 
 def batch_count(samples: int, size: int) -> int:

@@ -104,6 +104,12 @@ class Task:
         Raises:
             ValueError: a client in ``left`` is not in the federation.
         """
+        if not isinstance(weights, Weights):
+            raise TypeError(
+                f"weights must be fedunlearn.Weights, such as Weights.of(model), not {type(weights).__name__}"
+            )
+        if not isinstance(architecture, Architecture):
+            raise TypeError("architecture must be an Architecture, such as federation.architecture")
         if strangers := sorted(set(left) - set(federation.clients)):
             raise ValueError(f"no such client has left: {', '.join(strangers)} (give the federation with them)")
         if left:

@@ -183,7 +183,7 @@ def test_own_data_set_is_taken_as_it_is(own: str) -> None:
     [
         ("nothing", r"must return a pair \(train, test\) or a DataSet, not NoneType"),
         ("negative", "labels 0, 1"),
-        ("empty", "labels 0, 1"),
+        ("empty", "labels are whole numbers"),
     ],
 )
 def test_own_data_that_cannot_serve_are_refused(own: str, function: str, message: str) -> None:

@@ -58,11 +58,12 @@ class Pool:
 
     def __init__(self, workers: int) -> None:
         environment = {**_KEEP_MEMORY, **os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        # The parent's search path from the first import on: neither another installation of this package nor a
-        # module in the current directory may come in between.
-        start = "import json, sys; sys.path[:] = json.loads(sys.argv.pop())"
+        # Ctrl-C is for the parent, which then hangs up. And the search path is the parent's from the first import on:
+        # neither another installation of this package nor a module in the current directory may come in between.
+        deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+        path = "import json, sys; sys.path[:] = json.loads(sys.argv.pop())"
         serve = "from fedunlearn.backends.worker import main; main()"
-        command = [sys.executable, "-P", "-c", f"{start}; {serve}", json.dumps(sys.path)]
+        command = [sys.executable, "-P", "-c", f"{deaf}; {path}; {serve}", json.dumps(sys.path)]
         self._processes = [
             subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             for _ in range(workers)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -109,7 +108,6 @@ def _mapped(place: str, sizes: list[int]) -> list[memoryview]:
 
 def main() -> None:
     """Be a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the user's code prints must not end up among the messages
     with open(os.devnull, "rb") as nothing:

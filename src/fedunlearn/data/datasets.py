@@ -140,12 +140,18 @@ def _images(images: Path, labels: Path) -> TensorSamples:
 
 
 def _own(name: str) -> DataSet:
-    made = load_object(name)()
+    try:
+        made = load_object(name)()
+    except TypeError as error:
+        raise ValueError(f"{name} must work without arguments: {error}") from error
     if isinstance(made, DataSet):
         return made
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise ValueError(f"{name} must return a pair (train, test) or a DataSet, not {type(made).__name__}")
-    train, test = as_samples(made[0]), as_samples(made[1])
+    try:
+        train, test = as_samples(made[0]), as_samples(made[1])
+    except TypeError as error:
+        raise ValueError(f"{name} must return data sets: {error}") from error
     labels = torch.cat([train.labels, test.labels])
     if len(train.labels) == 0 or len(test.labels) == 0 or labels.min() < 0:
         raise ValueError(f"{name} must return training and test samples with labels 0, 1, ...")

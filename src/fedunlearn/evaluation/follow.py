@@ -35,6 +35,10 @@ def follow(method: Method, task: Task, rounds: int, resume: Step | None = None) 
     Raises:
         NeedsError: the method cannot run on this task; nothing has run.
     """
+    if not isinstance(method, Method):
+        raise TypeError(f"give a method with its hyper-parameters, such as NoT(), not {method!r}")
+    if rounds < 0:
+        raise ValueError(f"rounds of recovery must not be negative: {rounds}")
     if task.empty:
         warnings.warn("nothing is to be forgotten: the request means no training sample of anybody", stacklevel=2)
         return

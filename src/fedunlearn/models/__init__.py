@@ -31,20 +31,23 @@ def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn
             or what ``package.module:Class`` returned is no network.
         ImportError: there is no such class.
     """
+    if name not in NAMES and ":" not in name:
+        raise unknown("model", name, NAMES)
+    try:
+        network = _built(name, classes, shape, options)
+    except TypeError as error:
+        raise ValueError(f"cannot build {name}: {error} (arguments go into model.options)") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _built(name: str, classes: int, shape: tuple[int, ...], options: dict[str, Any]) -> Any:
     if name == "layernorm-cnn":
         return LayerNormCNN(classes, shape, **options)
     if name in _TORCHVISION:
         return _torchvision(name, classes, shape, options)
-    if ":" in name:
-        maker = load_object(name)
-        try:
-            network = maker(**options)
-        except TypeError as error:
-            raise ValueError(f"cannot build {name}: {error}") from error
-        if not isinstance(network, nn.Module):
-            raise ValueError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
-        return network
-    raise unknown("model", name, NAMES)
+    return load_object(name)(**options)
 
 
 def _torchvision(name: str, classes: int, shape: tuple[int, ...], options: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,5 @@
+"""``python -m fedunlearn``."""
+
+from fedunlearn.cli import main
+
+main()
