@@ -54,6 +54,7 @@ def _require_writable(output: Path) -> None:
 
 def _to_be_mended(error: Exception) -> bool:
     """Whether the user can mend it: bad input, or a client whose training failed."""
+    # By its name: to import the class would import torch, for which a misspelt option need not wait.
     return isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "ClientError"
 
 
@@ -148,15 +149,13 @@ def run_experiment(
             for row in experiments.run(plan, workers=workers, data_dir=data_dir):
                 rows.append(row)
                 show(row)
-        console.print_comparison(plan.title, table(rows))
-    except BaseException:
+    except BaseException:  # what was done before an error or Ctrl-C is not lost
         if rows:
+            experiments.write(output, plan, rows)
             print(f"fedunlearn: broken off; what was done is in {output}", file=sys.stderr)
         raise
-    finally:
-        if rows:  # what was done before an error or Ctrl-C is not lost
-            output.parent.mkdir(parents=True, exist_ok=True)
-            experiments.write(output, plan, rows)
+    console.print_comparison(plan.title, table(rows))
+    experiments.write(output, plan, rows)
     print(f"rows: {output}")
 
 

@@ -22,6 +22,7 @@ from fedunlearn.federation import (
     Reply,
     Turn,
     Work,
+    require_id,
 )
 from fedunlearn.randomness import generator, seeded
 from fedunlearn.samples import Samples, as_samples, batch_count
@@ -65,8 +66,7 @@ class Client:
             validation: share in [0, 1); the paper keeps 20 % (rounded down).
             seed: of the draw.
         """
-        if not isinstance(id, str):
-            raise TypeError(f"a client's id is a string: write {str(id)!r}, not {id!r}")
+        require_id(id)
         if not 0 <= validation < 1:
             raise ValueError(f"the share kept for validation must be in [0, 1), not {validation}")
         samples = as_samples(data)

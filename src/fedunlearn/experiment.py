@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -291,8 +291,9 @@ def changed(
 def write(path: Path, experiment: Experiment, rows: Sequence[Row]) -> None:
     """Write a run as JSON: the experiment, its table (None while rows are missing) and its rows.
 
-    The file is whole or not there.
+    The file is whole or not there; folders on the way to it are made.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     complete = sum(row.phase != "unlearn" for row in rows) == total_rounds(experiment)
     report = {
         "experiment": encode(experiment)[0],
@@ -373,8 +374,8 @@ class _Run:
         seed = stable_seed(self.seed, "unlearning")
         task = Task.of(federation, weights, self.experiment.request, self.training, self.architecture, seed=seed)
         rounds, done = _rounds(self.experiment, method), 0
-        for first, step in zip(chain([True], repeat(False)), follow(method, task, rounds), strict=False):
-            if first and step.phase == "recover":  # it begins with the model as it was
+        for step in follow(method, task, rounds):
+            if step.phase == "recover" and not account.costs():  # without a step of its own: from the model as it was
                 yield Row(self.seed, label, "unlearn", 0, {}, self._score(weights, efficacy=False))
             done += step.phase == "recover"
             yield self._row(label, step, account, done, rounds, every=self.experiment.recovery.evaluate_every)

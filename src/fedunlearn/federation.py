@@ -33,11 +33,22 @@ __all__ = [
     "Retained",
     "Turn",
     "Work",
+    "require_id",
 ]
 
 ClientId = str
 Phase = Literal["train", "unlearn", "recover", "evaluate"]
 Part = Literal["train", "validation", "all"]
+
+
+def require_id(id: object) -> None:
+    """Refuse what is no client's id: the number 1 would silently never equal the id "1".
+
+    Raises:
+        TypeError: it is no string.
+    """
+    if not isinstance(id, str):
+        raise TypeError(f"a client's id is a string: write {str(id)!r}, not {id!r}")
 
 
 @dataclass(frozen=True)

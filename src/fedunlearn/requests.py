@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedunlearn.federation import ClientId, Predicate
+from fedunlearn.federation import ClientId, Predicate, require_id
 
 __all__ = ["AnyOf", "ForgetClass", "ForgetClient", "ForgetInstances", "Rest"]
 
@@ -20,7 +20,7 @@ class ForgetClient:
     client: ClientId
 
     def __post_init__(self) -> None:
-        _require_ids([self.client])
+        require_id(self.client)
 
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         """See `Predicate`."""
@@ -45,7 +45,8 @@ class ForgetInstances:
     instances: Mapping[ClientId, tuple[int, ...]]
 
     def __post_init__(self) -> None:
-        _require_ids(self.instances)
+        for client in self.instances:
+            require_id(client)
 
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         """See `Predicate`.
@@ -86,9 +87,3 @@ class Rest:
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         """See `Predicate`."""
         return ~self.request(client, labels)
-
-
-def _require_ids(ids: Iterable[object]) -> None:
-    for id in ids:
-        if not isinstance(id, str):
-            raise TypeError(f"a client's id is a string: write {str(id)!r}, not {id!r}")

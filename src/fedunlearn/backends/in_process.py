@@ -75,10 +75,10 @@ class InProcess:
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
         """See `Federation.run`."""
-        here = self.clients
-        asked = here if clients is None else tuple(id for id in here if id in set(clients))
-        if clients is not None and (strangers := sorted(set(clients) - set(here))):
+        wanted = set(self.clients if clients is None else clients)
+        if strangers := sorted(wanted.difference(self.clients)):
             raise KeyError(f"no such client here: {', '.join(strangers)}")
+        asked = tuple(id for id in self.clients if id in wanted)
         return self._engine.run(program, weights, turn, self._view, asked)
 
     def where(self, keeps: Predicate) -> InProcess:

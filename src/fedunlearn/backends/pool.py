@@ -185,7 +185,7 @@ class Pool:
     def _send(self, number: int, frames: Sequence[memoryview]) -> None:
         try:
             send(cast(BinaryIO, self._processes[number].stdin), frames)
-        except (BrokenPipeError, OSError):
+        except OSError:  # a broken pipe
             self._died(number)
 
     def _message(self) -> tuple[int, tuple[str, Any]]:
