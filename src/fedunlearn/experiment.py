@@ -3,96 +3,154 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-import torch
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic.errors import PydanticUserError
+from pydantic_core import ErrorDetails
 
-from fedunlearn.architecture import Architecture
-from fedunlearn.atomic import atomic_write
-from fedunlearn.backends.in_process import InProcess
-from fedunlearn.backends.metered import Metered
-from fedunlearn.backends.wire import encode
-from fedunlearn.client import Client, View
-from fedunlearn.data import datasets
 from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Turned
-from fedunlearn.evaluation.cost import Account
-from fedunlearn.evaluation.flops import SampleFlops, flops_per_sample
-from fedunlearn.evaluation.follow import Step, follow, timed
-from fedunlearn.evaluation.membership import MIA_SAMPLES
-from fedunlearn.evaluation.scores import Scores, score
-from fedunlearn.evaluation.table import ORIGINAL, Row, table
+from fedunlearn.evaluation.published import require_published
+from fedunlearn.evaluation.stopping import Recovered
+from fedunlearn.experiments import shipped
 from fedunlearn.federation import ClientId
+from fedunlearn.importing import load_object
+from fedunlearn.layers import First
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
-from fedunlearn.models import build
+from fedunlearn.problems import again, meant, sentences, short, unfit, unknown, wrong
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
-from fedunlearn.randomness import generator, stable_seed
-from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, Rest
-from fedunlearn.rounds import fedavg
-from fedunlearn.task import Method, Task
-from fedunlearn.weights import Weights
+from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
+from fedunlearn.task import Method
+from fedunlearn.tomlfile import TomlError, read
 
 __all__ = [
     "Data",
     "Experiment",
     "ExperimentError",
+    "Keep",
     "Model",
     "Recovery",
     "Training",
-    "changed",
-    "explained",
     "load",
-    "run",
-    "shipped",
-    "total_rounds",
-    "write",
+    "resolved",
 ]
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-_SHIPPED = Path(__file__).parent / "experiments"
 
 
 class ExperimentError(ValueError):
-    """An experiment's file is not as it should be; the sentence names all that is wrong."""
+    """An experiment's file is not as it should be.
+
+    Attributes:
+        problems: a sentence for all that is wrong, each beginning with its place.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
 
 
-def _any_of(**kinds: type) -> BeforeValidator:
-    """A table whose ``kind`` names one of these dataclasses, its other entries the fields; or just the kind."""
+class _Kinds:
+    """Dataclasses that a table's ``kind`` names, its other entries being the fields; or just the kind.
 
-    def made(table: Any) -> Any:
-        if isinstance(table, tuple(kinds.values())):
+    One of the user's own is named ``package.module:Class``, if there may be such.
+    """
+
+    def __init__(self, base: type | None = None, /, **kinds: type) -> None:
+        self.base, self.kinds = base, kinds
+
+    def __call__(self, table: Any) -> Any:
+        if self.has(table):
             return table
         if isinstance(table, str):
             table = {"kind": table}
         if not isinstance(table, Mapping):
-            raise ValueError(f"must be a table with a kind, one of {', '.join(kinds)}, not {table!r}")
+            raise ValueError(f"must be a table whose kind is {self._known}, not {short(table)}")
+        if "kind" not in table:
+            raise ValueError(f"has no kind, which must be {self._known}")
         entries = dict(table)
-        kind = kinds.get(name := entries.pop("kind", None))
-        if kind is None:
-            raise ValueError(f"kind must be one of {', '.join(kinds)}, not {name!r}")
-        known = [field.name for field in dataclasses.fields(kind)]
-        if unknown := sorted(entries.keys() - set(known)):
-            raise ValueError(f"{name} has no {', '.join(unknown)}; it has {', '.join(known) or 'no entries'}")
-        return TypeAdapter(kind).validate_python(entries)
+        try:
+            kind = self._kind(entries.pop("kind"))
+        except ValueError as error:
+            raise ValidationError.from_exception_data("kind", [wrong("kind", str(error), table["kind"])]) from None
+        known = [field.name for field in dataclasses.fields(kind) if field.init]
+        problems = [unknown(name, known, entries.pop(name)) for name in list(entries) if name not in known]
+        try:
+            made: Any = TypeAdapter(kind).validate_json(_json(entries), strict=True)
+        except ValidationError as error:
+            problems += [again(problem) for problem in error.errors() if not _is_first(problem)]
+        except PydanticUserError:  # of a field's type
+            raise ValueError(
+                f"{table['kind']} has a field whose type no file can give, or is imported under TYPE_CHECKING: "
+                "let it be str, int, float, bool, or a list or mapping of these"
+            ) from None
+        else:
+            problems += [
+                wrong(name, "Input should be text or an array", entries[name])
+                for name in entries
+                if not _sayable(getattr(made, name))
+            ]
+        if problems:
+            raise ValidationError.from_exception_data(kind.__name__, problems)
+        return made
 
-    return BeforeValidator(made)
+    def has(self, value: object) -> bool:
+        """Whether ``value`` is of one of these kinds."""
+        return isinstance(value, (*self.kinds.values(), *([self.base] if self.base else [])))
+
+    def name(self, value: object) -> str:
+        """What a file calls the kind of ``value``."""
+        kind = type(value)
+        ours = [name for name, one in self.kinds.items() if one is kind]
+        return ours[0] if ours else f"{kind.__module__}:{kind.__qualname__}"
+
+    @property
+    def _known(self) -> str:
+        *others, last = [*self.kinds, *(["your own as package.module:Class"] if self.base else [])]
+        return f"{', '.join(others)} or {last}" if others else last
+
+    def _kind(self, name: object) -> type:
+        if isinstance(name, str) and ":" in name and self.base is not None:
+            try:
+                kind = load_object(name)
+            except ImportError as error:
+                raise ValueError(str(error)) from None
+            if not (isinstance(kind, type) and issubclass(kind, self.base) and dataclasses.is_dataclass(kind)):
+                raise ValueError(f"{name} is no dataclass that subclasses fedunlearn.task.{self.base.__name__}")
+            if inspect.isabstract(kind):
+                raise ValueError(
+                    f"{name} lacks {' and '.join(sorted(kind.__abstractmethods__))}, as every method must have"
+                )
+            return kind
+        if not isinstance(name, str) or name not in self.kinds:
+            raise ValueError(f"must be {self._known}{meant(name, self.kinds)}, not {short(name)}")
+        return self.kinds[name]
 
 
-Partition = Annotated[Any, _any_of(Iid=Iid, Dirichlet=Dirichlet)]
-Treatment = Annotated[Any, _any_of(Turned=Turned)]
-Optimizer = Annotated[Any, _any_of(SGD=SGD, Adam=Adam)]
-Schedule = Annotated[Any, _any_of(Constant=Constant, Cosine=Cosine, Exponential=Exponential)]
-Request = Annotated[Any, _any_of(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)]
-Contender = Annotated[Any, _any_of(Retrain=Retrain, FT=FineTune, NoT=NoT)]
+_PARTITIONS = _Kinds(Iid=Iid, Dirichlet=Dirichlet)
+_TREATMENTS = _Kinds(Turned=Turned)
+_OPTIMIZERS = _Kinds(SGD=SGD, Adam=Adam)
+_SCHEDULES = _Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
+_REQUESTS = _Kinds(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)
+_STOP_RULES = _Kinds(Recovered=Recovered)
+_METHODS = _Kinds(Method, Retrain=Retrain, FT=FineTune, NoT=NoT)
+_ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS)
+
+Partition = Annotated[Any, BeforeValidator(_PARTITIONS)]
+Treatment = Annotated[Any, BeforeValidator(_TREATMENTS)]
+Optimizer = Annotated[Any, BeforeValidator(_OPTIMIZERS)]
+Schedule = Annotated[Any, BeforeValidator(_SCHEDULES)]
+Request = Annotated[Any, BeforeValidator(_REQUESTS)]
+StopRule = Annotated[Any, BeforeValidator(_STOP_RULES)]
+Contender = Annotated[Any, BeforeValidator(_METHODS)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -152,10 +210,42 @@ class Recovery:
     Attributes:
         rounds: of recovery, the same for every method; Retrain has as many as the first training.
         evaluate_every: rounds between two scorings; the first state and the last are scored too.
+        stop: the rule that needs no Retrain model; what it would have given is reported beside the fixed number
+            of rounds and the paper's oracle.
     """
 
     rounds: int = Field(ge=1)
     evaluate_every: int = Field(default=5, ge=1)
+    stop: StopRule = Recovered()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Keep:
+    """Of which rounds the weights are kept in a run's folder.
+
+    Attributes:
+        first: what each method's unlearning step left.
+        last: what each method ended with. The first training's last model is always kept.
+        every: each so-manieth round of recovery and of the first training.
+    """
+
+    first: bool = True
+    last: bool = True
+    every: int | None = Field(default=None, ge=1)
+
+
+def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("must differ from one another")
+    return seeds
+
+
+def _comparable(methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    if not any(isinstance(method, Retrain) for method in methods):
+        raise ValueError("must hold Retrain, the reference of the average gap")
+    if len(set(_labels(methods))) < len(methods):
+        raise ValueError("must differ from one another: leave out what stands twice, or give it other entries")
+    return methods
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -165,9 +255,13 @@ class Experiment:
     Attributes:
         title: one line.
         story: why anyone should want this forgotten.
-        data, model, training, recovery: see there.
+        minutes: how long a run takes on two cores, about.
+        published: the paper's results to show beside ours: table, data set and network, as
+            `fedunlearn.evaluation.published` knows them.
+        data, model, training, recovery, keep: see there.
         request: what is to be forgotten.
-        methods: that are compared; Retrain, the reference, is always among them.
+        methods: that are compared; Retrain, the reference, is always among them. Your own as
+            ``package.module:Class``.
         seeds: one whole run each: partition, initial weights, order of batches.
     """
 
@@ -178,237 +272,105 @@ class Experiment:
     request: Request
     recovery: Recovery
     story: str = ""
-    methods: tuple[Contender, ...] = (Retrain(), FineTune(), NoT())
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-
-    def __post_init__(self) -> None:
-        if not any(isinstance(method, Retrain) for method in self.methods):
-            raise ValueError("methods must hold Retrain, the reference of the average gap")
-        if len(set(self.labels)) < len(self.labels):
-            raise ValueError("methods must differ, from one another or in what is said of them")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds must differ")
+    minutes: float | None = Field(default=None, gt=0)
+    published: Annotated[str, AfterValidator(require_published)] | None = None
+    keep: Keep = Keep()
+    methods: Annotated[tuple[Contender, ...], AfterValidator(_comparable)] = (Retrain(), FineTune(), NoT())
+    seeds: Annotated[tuple[int, ...], AfterValidator(_distinct_seeds)] = Field(default=(0, 1, 2), min_length=1)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """What the methods are called in rows and tables: by name, and by what is said of those that share one."""
-        names = [method.name for method in self.methods]
-        return tuple(
-            name if names.count(name) == 1 else f"{name}({_said(method)})"
-            for name, method in zip(names, self.methods, strict=True)
-        )
+        return _labels(self.methods)
+
+    def rounds(self, method: Method) -> int:
+        """How many rounds follow a method's unlearning step."""
+        return self.training.rounds if isinstance(method, Retrain) else self.recovery.rounds
+
+    @property
+    def total_rounds(self) -> int:
+        """How many rounds a run has, first training included, unlearning steps not."""
+        return len(self.seeds) * (self.training.rounds + sum(map(self.rounds, self.methods)))
+
+
+def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment: a shipped one by its name, or a TOML file.
+
+    A file may say ``extends = "other.toml"`` (or a shipped one's name) and give only what is different.
+
+    Args:
+        name: of the experiment, or its file.
+        overrides: such as ``training.rounds=20``, each of one value, in order.
+
+    Raises:
+        ExperimentError: there is none, or it is not as it should be; it names all that is wrong.
+    """
+    ours = shipped()
+    path = ours.get(str(name), Path(name))
+    if not path.is_file():
+        raise ExperimentError([f"there is no experiment {str(name)!r}: give a TOML file, or one of {', '.join(ours)}"])
+    try:
+        document = read(path, ours)
+        for assignment in overrides:
+            document = document.overridden(assignment)
+    except TomlError as error:
+        raise ExperimentError([str(error)]) from None
+    unsayable, problems = dict(unfit(document.table)), []
+    try:
+        # JSON, since what is strict there is what TOML can say: an array may be a tuple, text is no number.
+        plan = TypeAdapter(Experiment).validate_json(_json(document.table), strict=True)
+    except ValidationError as error:
+        problems = error.errors()
+    if problems or unsayable:
+        raise ExperimentError(sentences(problems, unsayable, document, Experiment))
+    return plan
+
+
+def resolved(value: Any) -> Any:
+    """An experiment, or a part of one, as a file would say it with nothing left to defaults.
+
+    What a file cannot say is left out: None, and `fedunlearn.FIRST`; both are defaults. `load` of what this gives
+    for an experiment is the same experiment.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): resolved(item) for key, item in value.items() if _sayable(item)}
+    if isinstance(value, (tuple, list)):
+        return [resolved(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    said = {name: resolved(item) for name, item in fields.items() if _sayable(item)}
+    kinds = next((kinds for kinds in _ALL_KINDS if kinds.has(value)), None)
+    return {"kind": kinds.name(value), **said} if kinds else said
+
+
+def _sayable(value: object) -> bool:
+    return value is not None and not isinstance(value, First)
+
+
+def _labels(methods: Sequence[Method]) -> tuple[str, ...]:
+    names = [method.name for method in methods]
+    return tuple(
+        name if names.count(name) == 1 else f"{name}({_said(method)})"
+        for name, method in zip(names, methods, strict=True)
+    )
 
 
 def _said(method: Method) -> str:
     """The hyper-parameters that are not as they are by default."""
-    default = type(method)()
-    found = [(f.name, getattr(method, f.name)) for f in dataclasses.fields(method)]  # type: ignore[arg-type]
-    return ", ".join(f"{name}={value}" for name, value in found if value != getattr(default, name))
+    fields = dataclasses.fields(cast(Any, method))
+    values = [(field, getattr(method, field.name)) for field in fields]
+    return ", ".join(f"{field.name}={value}" for field, value in values if value != _default(field))
 
 
-def shipped() -> list[str]:
-    """Names of the experiments that come with the package."""
-    return sorted(path.stem for path in _SHIPPED.glob("*.toml"))
+def _default(field: dataclasses.Field[Any]) -> object:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def load(name: str | Path) -> Experiment:
-    """Read an experiment: a shipped one by its name, or a TOML file.
-
-    Raises:
-        ExperimentError: there is none, or it is not as it should be; the sentence names all that is wrong.
-    """
-    path = _SHIPPED / f"{name}.toml" if str(name) in shipped() else Path(name)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise ExperimentError(
-            f"there is no experiment {str(name)!r}: give a TOML file, or one of {', '.join(shipped())}"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path} is no TOML file: {error}") from None
-    try:
-        return TypeAdapter(Experiment).validate_python(table)
-    except ValidationError as error:
-        raise ExperimentError(f"{path}: {explained(error)}") from None
+def _json(table: Mapping[str, Any]) -> str:
+    return json.dumps(table, default=str)  # TOML's dates: text, where nothing takes a date
 
 
-def explained(error: ValidationError) -> str:
-    """All that is wrong, each with its place, in one sentence."""
-    told = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        says = {"missing": "is missing", "unexpected_keyword_argument": "is unknown"}.get(
-            problem["type"], problem["msg"]
-        )
-        told.append(f"{place}: {says.removeprefix('Value error, ')}" if place else says.removeprefix("Value error, "))
-    return "; ".join(told)
-
-
-def run(experiment: Experiment, *, workers: int | None = None, data_dir: Path | None = None) -> Iterator[Row]:
-    """Run an experiment; a row after every round.
-
-    Args:
-        experiment: to run.
-        workers: see `InProcess`.
-        data_dir: see `fedunlearn.data.datasets.load`.
-
-    Raises:
-        ValueError: data set, network and request do not go together.
-    """
-    data = datasets.load(experiment.data.name, data_dir)
-    architecture = Architecture(_Build(experiment.model, data.classes, data.shape))
-    try:
-        flops = flops_per_sample(architecture.build, data.shape)
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{experiment.model.name} does not take inputs of shape {data.shape}: {error}") from error
-    for seed in experiment.seeds:
-        yield from _Run(experiment, data, architecture, flops, seed, workers).rows()
-
-
-def changed(
-    experiment: Experiment, *, seeds: tuple[int, ...] | None = None, data: str | None = None, model: str | None = None
-) -> Experiment:
-    """The experiment with other seeds, another data set or another network (without options).
-
-    Raises:
-        ExperimentError: seeds repeat.
-    """
-    changes: dict[str, Any] = {}
-    if seeds is not None:
-        changes["seeds"] = seeds
-    if data is not None:
-        changes["data"] = dataclasses.replace(experiment.data, name=data)
-    if model is not None:
-        changes["model"] = Model(model)
-    try:
-        return dataclasses.replace(experiment, **changes)
-    except ValidationError as error:
-        raise ExperimentError(explained(error)) from None
-
-
-def write(path: Path, experiment: Experiment, rows: Sequence[Row]) -> None:
-    """Write a run as JSON: the experiment, its table (None while rows are missing) and its rows.
-
-    The file is whole or not there; folders on the way to it are made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    complete = sum(row.phase != "unlearn" for row in rows) == total_rounds(experiment)
-    report = {
-        "experiment": encode(experiment)[0],
-        "table": [dataclasses.asdict(line) for line in table(rows)] if complete else None,
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    with atomic_write(path) as file:
-        file.write(json.dumps(report, indent=1).encode())
-
-
-def total_rounds(experiment: Experiment) -> int:
-    """How many rounds a run has, first training included."""
-    each = sum(_rounds(experiment, method) for method in experiment.methods)
-    return len(experiment.seeds) * (experiment.training.rounds + each)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Build:
-    """Builds the network: a class and no lambda, so that workers can be sent it."""
-
-    model: Model
-    classes: int
-    shape: tuple[int, ...]
-
-    def __call__(self) -> torch.nn.Module:
-        return build(self.model.name, self.classes, self.shape, **self.model.options)
-
-
-class _Run:
-    """One seed."""
-
-    _TESTS = ("test 0", "test 1")  # two, so that two cores score
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        data: datasets.DataSet,
-        architecture: Architecture,
-        flops: SampleFlops,
-        seed: int,
-        workers: int | None,
-    ) -> None:
-        self.experiment, self.architecture, self.flops, self.seed = experiment, architecture, flops, seed
-        tests = [
-            Client.of(name, data.test, part, validation=0)
-            for name, part in zip(self._TESTS, torch.arange(len(data.test.labels)).tensor_split(2), strict=True)
-        ]
-        clients = _clients(experiment.data, data, seed)
-        everybody = InProcess(architecture, [*clients, *tests], workers=workers)
-        testing = AnyOf(tuple(map(ForgetClient, self._TESTS)))
-        self.federation, self.test = everybody.where(Rest(testing)), everybody.where(testing)
-        view = View((experiment.request,))
-        meant = sum(len(view.of(client).positions(None, "train")) for client in clients)
-        if meant == 0:
-            raise ValueError("the request means no training sample of anybody: nothing is to be forgotten")
-        if meant < MIA_SAMPLES:
-            raise ValueError(
-                f"the request means {meant} training samples, but the membership attack needs {MIA_SAMPLES}: "
-                "forget more of them, or score with functions of your own"
-            )
-        self.training = experiment.training.program()
-
-    def rows(self) -> Iterator[Row]:
-        account = Account(self.flops)
-        federation = Metered(self.federation, account.ledger)
-        weights = self.architecture.fresh(self.seed)
-        ordinary = fedavg(federation, weights, self.training, self.seed, "train")
-        for step in islice(timed("train", ordinary), self.experiment.training.rounds):
-            weights = step.round.after
-            done = step.round.number + 1
-            yield self._row(ORIGINAL, step, account, done, self.experiment.training.rounds, every=None)
-        for method, label in zip(self.experiment.methods, self.experiment.labels, strict=True):
-            yield from self._followed(method, label, weights)
-
-    def _followed(self, method: Method, label: str, weights: Weights) -> Iterator[Row]:
-        account = Account(self.flops)
-        federation = Metered(self.federation, account.ledger)
-        seed = stable_seed(self.seed, "unlearning")
-        task = Task.of(federation, weights, self.experiment.request, self.training, self.architecture, seed=seed)
-        rounds, done = _rounds(self.experiment, method), 0
-        for step in follow(method, task, rounds):
-            if step.phase == "recover" and not account.costs():  # without a step of its own: from the model as it was
-                yield Row(self.seed, label, "unlearn", 0, {}, self._score(weights, efficacy=False))
-            done += step.phase == "recover"
-            yield self._row(label, step, account, done, rounds, every=self.experiment.recovery.evaluate_every)
-
-    def _row(self, method: str, step: Step, account: Account, done: int, rounds: int, *, every: int | None) -> Row:
-        account.add(step)
-        last = done == rounds
-        due = last or (every is not None and done % every == 0)
-        scores = self._score(step.round.after, efficacy=last) if due else None
-        return Row(self.seed, method, step.phase, done, account.costs(), scores)
-
-    def _score(self, weights: Weights, *, efficacy: bool) -> Scores:
-        everyone = self.federation.marking(self.experiment.request)
-        return score(weights, everyone, self.test, self.seed, efficacy=efficacy)
-
-
-def _rounds(experiment: Experiment, method: Method) -> int:
-    return experiment.training.rounds if isinstance(method, Retrain) else experiment.recovery.rounds
-
-
-def _clients(plan: Data, data: datasets.DataSet, seed: int) -> list[Client]:
-    labels = data.train.labels
-    wanted = len(labels) if plan.samples is None else plan.clients * plan.samples
-    if wanted > len(labels):
-        raise ValueError(
-            f"{plan.clients} clients with {plan.samples} samples each need {wanted}, but {data.name} has "
-            f"{len(labels)}: lower data.clients or data.samples"
-        )
-    if strangers := sorted(plan.treatment.keys() - {str(k) for k in range(plan.clients)}):
-        raise ValueError(f"data.treatment names no client: {', '.join(strangers)}; they are 0 to {plan.clients - 1}")
-    used = torch.randperm(len(labels), generator=generator(seed, "samples"))[:wanted]
-    clients = []
-    for number, part in enumerate(plan.partition(labels[used], plan.clients, seed)):
-        treat = plan.treatment.get(str(number), lambda samples: samples)
-        clients.append(Client.of(str(number), treat(data.train), used[part], validation=plan.validation, seed=seed))
-    return clients
+def _is_first(problem: ErrorDetails) -> bool:
+    """Whether it is about `fedunlearn.FIRST`, which a file cannot say anyway."""
+    return (problem.get("ctx") or {}).get("class_name") == First.__name__

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 
+_Decay = Annotated[float, Ge(0), Lt(1)]
+# Limits in annotations are told by whoever reads experiment files; torch's optimizers look at their own arguments.
+
+
 class Diverged(ArithmeticError):
     """A client's training loss became NaN or infinite."""
 
@@ -48,9 +53,9 @@ class Optimizer(Protocol):
 class SGD:
     """Stochastic gradient descent. The paper's values (supplement 14.1): 0.001, 0.9, 5e-4."""
 
-    lr: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    lr: Annotated[float, Gt(0)] = 1e-3
+    momentum: Annotated[float, Ge(0)] = 0.9
+    weight_decay: Annotated[float, Ge(0)] = 5e-4
 
     def __call__(self, parameters: Iterable[nn.Parameter], factor: float) -> torch.optim.Optimizer:
         """See `Optimizer`."""
@@ -62,9 +67,9 @@ class SGD:
 class Adam:
     """Adam."""
 
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    lr: Annotated[float, Gt(0)] = 1e-3
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    weight_decay: Annotated[float, Ge(0)] = 0.0
 
     def __call__(self, parameters: Iterable[nn.Parameter], factor: float) -> torch.optim.Optimizer:
         """See `Optimizer`."""
@@ -92,7 +97,7 @@ class Constant:
 class Exponential:
     """``decay ** number``."""
 
-    decay: float
+    decay: Annotated[float, Gt(0)]
 
     def __call__(self, number: int) -> float:
         """See `Schedule`."""
@@ -103,8 +108,8 @@ class Exponential:
 class Cosine:
     """Half a cosine from 1 down to ``floor`` over ``rounds`` rounds; ``floor`` after them."""
 
-    rounds: int
-    floor: float = 0.0
+    rounds: Annotated[int, Gt(0)]
+    floor: Annotated[float, Ge(0)] = 0.0
 
     def __call__(self, number: int) -> float:
         """See `Schedule`."""
