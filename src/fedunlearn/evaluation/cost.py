@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from fedunlearn.backends.metered import Ledger, Traffic
 from fedunlearn.evaluation.flops import SampleFlops
-from fedunlearn.evaluation.follow import Step
 from fedunlearn.federation import Phase
 
 __all__ = ["Account", "Cost"]
@@ -40,19 +39,28 @@ class Cost:
 
 
 class Account:
-    """A method's bill as it grows: hand it each step, and run the method on federations metered by ``ledger``."""
+    """A method's bill as it grows: run the method on federations metered by ``ledger``, and add the time it takes.
 
-    def __init__(self, network: SampleFlops, storage: int = 0) -> None:
+    Args:
+        network: operations a sample.
+        storage: bytes kept since before the request.
+        paid: an account's costs to go on from, as `costs` gave them.
+    """
+
+    def __init__(self, network: SampleFlops, storage: int = 0, paid: Mapping[Phase, Cost] | None = None) -> None:
         self.ledger = Ledger()
         self._network, self._storage = network, storage
         self._seconds: dict[Phase, float] = {}
+        for phase, cost in (paid or {}).items():
+            self.ledger.phases[phase] += cost.traffic
+            self.add(phase, cost.seconds)
 
-    def add(self, step: Step) -> None:
-        """Take in the time of a step."""
-        self._seconds[step.phase] = self._seconds.get(step.phase, 0.0) + step.seconds
+    def add(self, phase: Phase, seconds: float) -> None:
+        """Take in time."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
     def costs(self) -> Mapping[Phase, Cost]:
-        """What each phase has cost so far; scoring is nobody's cost."""
+        """What each phase has cost so far. Scoring is nobody's cost, but for validations, in phase "evaluate"."""
         found: dict[Phase, Cost] = {}
         for phase, seconds in self._seconds.items():
             traffic = self.ledger.phases.get(phase, Traffic())

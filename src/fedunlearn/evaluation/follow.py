@@ -13,7 +13,7 @@ from fedunlearn.rounds import Round
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["Step", "follow", "timed", "unlearn"]
+__all__ = ["Step", "follow", "recovering", "timed", "unlearn", "unlearning"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +43,23 @@ def follow(method: Method, task: Task, rounds: int, resume: Step | None = None) 
         warnings.warn("nothing is to be forgotten: the request means no training sample of anybody", stacklevel=2)
         return
     task.require(method.needs, method.name)
-    saved = resume.round if resume else None
-    weights, start = saved.after if saved else task.weights, 0
+    last = resume
     if resume is None or resume.phase == "unlearn":
-        for step in timed("unlearn", method.unlearn(task, saved)):
-            weights = step.round.after
-            yield step
-    else:
-        start = resume.round.number + 1
-    yield from timed("recover", islice(method.recover(task, weights, start), max(rounds - start, 0)))
+        for last in unlearning(method, task, resume):
+            yield last
+    yield from recovering(method, task, rounds, last)
+
+
+def unlearning(method: Method, task: Task, resume: Step | None = None) -> Iterator[Step]:
+    """The unlearning step alone, without the checks of `follow`; after ``resume``, if that is one of its rounds."""
+    return timed("unlearn", method.unlearn(task, resume.round if resume else None))
+
+
+def recovering(method: Method, task: Task, rounds: int, last: Step | None = None) -> Iterator[Step]:
+    """Recovery alone, to a total of ``rounds``; ``last``: what was done last, of this phase or the one before."""
+    weights = last.round.after if last else task.weights
+    start = last.round.number + 1 if last and last.phase == "recover" else 0
+    return timed("recover", islice(method.recover(task, weights, start), max(rounds - start, 0)))
 
 
 def unlearn(method: Method, task: Task, rounds: int) -> Weights:

@@ -15,10 +15,29 @@ from fedunlearn.programs import Evaluate
 from fedunlearn.randomness import generator
 from fedunlearn.weights import Weights
 
-__all__ = ["MEASURES", "Gap", "Scores", "average_gap", "score"]
+__all__ = ["LOSS_EDGES", "MEASURES", "Gap", "Losses", "Scores", "average_gap", "score", "validate"]
 
 MEASURES = ("retain", "forget", "test", "mia")
 """What the average gap is the mean over, in the order of the paper's tables."""
+
+LOSS_EDGES: tuple[float, ...] = tuple(10 ** (exponent / 6) for exponent in range(-36, 13))
+"""Between the bins of `Losses`: from 1e-6 to 100, six to a factor of ten."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Histograms of the cross-entropy per sample, 48 counts each, between `LOSS_EDGES`.
+
+    What lies below the first edge or above the last is counted in the first bin or in the last.
+
+    Attributes:
+        retain, forget: of training samples that stay, and of those that were to be forgotten.
+        test: of test samples.
+    """
+
+    retain: tuple[int, ...]
+    forget: tuple[int, ...]
+    test: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,13 +51,18 @@ class Scores:
             Two-sided: neither 50 nor 0 is the target, the retrained model's value is.
         mia_efficacy: share of forget samples that another attack takes for non-members (`mia_efficacy`). None
             where it was not asked for: it takes longer than a round of training.
+        losses: histograms of the losses; asked for together with `mia_efficacy`.
+        validation: accuracy on the validation samples that stay, which those who stay can measure. None where
+            nobody was asked, or nobody keeps any.
     """
 
     retain: float
     forget: float
     test: float
     mia: float
-    mia_efficacy: float | None
+    mia_efficacy: float | None = None
+    losses: Losses | None = None
+    validation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +78,15 @@ class Gap:
     mean: float
 
 
-def score(weights: Weights, everyone: Federation, test: Federation, seed: int, *, efficacy: bool = True) -> Scores:
+def score(
+    weights: Weights,
+    everyone: Federation,
+    test: Federation,
+    seed: int,
+    *,
+    final: bool = True,
+    validation: float | None = None,
+) -> Scores:
     """Score a model: one pass over all clients' training samples, one over the test set.
 
     Args:
@@ -62,7 +94,8 @@ def score(weights: Weights, everyone: Federation, test: Federation, seed: int, *
         everyone: all clients, marked by the request (those who have left too, in a simulation).
         test: the test samples.
         seed: of the attacks' subsampling; the same for all methods that are compared.
-        efficacy: whether to score `mia_efficacy` too.
+        final: whether to score `mia_efficacy` and count the losses too.
+        validation: what `validate` found, to stand among the rest.
 
     Raises:
         ValueError: too few samples for the attacks.
@@ -76,8 +109,22 @@ def score(weights: Weights, everyone: Federation, test: Federation, seed: int, *
         forget=_percent(ours["correct"][forget]),
         test=_percent(others["correct"]),
         mia=mia(ours["loss"][forget], others["loss"], seed).accuracy,
-        mia_efficacy=_efficacy(ours["loss"], forget, others["loss"], seed) if efficacy else None,
+        mia_efficacy=_efficacy(ours["loss"], forget, others["loss"], seed) if final else None,
+        losses=Losses(*map(_counts, (ours["loss"][~forget], ours["loss"][forget], others["loss"]))) if final else None,
+        validation=validation,
     )
+
+
+def validate(retained: Federation, weights: Weights, seed: int) -> float | None:
+    """Accuracy, in percent, on the validation samples of ``retained``: what a server can ask for in earnest.
+
+    Each client answers with two numbers. None: nobody keeps validation samples.
+    """
+    right, samples = 0.0, 0
+    for _, reply in retained.run(Evaluate("validation"), weights, Turn(seed, "evaluate", 0)):
+        right += reply.metrics.get("accuracy", 0.0) * reply.samples
+        samples += reply.samples
+    return 100 * right / samples if samples else None
 
 
 def average_gap(method: Sequence[Scores], retrain: Sequence[Scores]) -> Gap:
@@ -104,6 +151,12 @@ def _efficacy(losses: Tensor, forget: Tensor, test_losses: Tensor, seed: int) ->
     stays = losses[~forget]
     mixed = stays[torch.randperm(len(stays), generator=generator(seed, "mia efficacy"))]  # or one client's come first
     return mia_efficacy(*(torch.exp(-values) for values in (mixed, test_losses, losses[forget])))
+
+
+def _counts(losses: Tensor) -> tuple[int, ...]:
+    edges = torch.tensor(LOSS_EDGES, dtype=torch.float64)
+    inside = losses.double().clamp(LOSS_EDGES[0], LOSS_EDGES[-1])
+    return tuple(torch.histogram(inside, edges).hist.long().tolist())
 
 
 def _percent(correct: Tensor) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from fedunlearn.evaluation.cost import Cost
+from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import Gap, Scores, average_gap
-from fedunlearn.federation import Phase
+from fedunlearn.evaluation.stopping import Choice, Fixed, StopRule
 
-__all__ = ["ORIGINAL", "Best", "Line", "Row", "Spread", "table"]
+__all__ = ["REFERENCE", "Line", "Spread", "spread", "table"]
 
-ORIGINAL = "Original"  # the model before the request
+REFERENCE = "Retrain"
 
 
 @dataclass(frozen=True)
@@ -31,114 +31,94 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Best:
-    """The oracle's choice: where a method came closest to Retrain's final models, by their average gap.
-
-    It needs those models, so it tells what a method could do, not what anybody who unlearns will get.
-    """
-
-    rounds: int
-    gap: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model on its way: after how many rounds, at what cost so far, and how good.
-
-    Attributes:
-        seed: of the run.
-        method: that it is of; "Original": the model before the request.
-        phase: that it is in.
-        rounds: of the first training, or of recovery, done so far.
-        costs: so far, by phase: of the method alone, or of the first training.
-        scores: where the model was scored.
-    """
-
-    seed: int
-    method: str
-    phase: Phase
-    rounds: int
-    costs: Mapping[Phase, Cost]
-    scores: Scores | None
-
-
-@dataclass(frozen=True)
 class Line:
-    """A method at the end of its rounds, over seeds.
+    """A method where a stop rule stops it, over seeds; the references are always taken at their end.
 
     Attributes:
         method: its name; "Original": the model before the request.
         seeds: how many.
-        retain, forget, test, mia, mia_efficacy: percent, see `Scores`.
+        met: in how many of them the rule's condition was met; in the others the last round was taken.
+        retain, forget, test, mia: percent, see `Scores`.
+        mia_efficacy: percent; None where it was not scored, as before the last round.
         gap: to Retrain, percentage points.
-        rounds: of recovery.
+        rounds: of recovery, mean over seeds.
         bytes: sent both ways, parameters alone as the paper counts, mean over seeds.
         flops: at the clients, mean over seeds.
         seconds: wall time, mean over seeds.
         storage: bytes kept since before the request, mean over seeds.
-        best: the oracle's choice; None for the references.
     """
 
     method: str
     seeds: int
+    met: int
     retain: Spread
     forget: Spread
     test: Spread
     mia: Spread
-    mia_efficacy: Spread
+    mia_efficacy: Spread | None
     gap: Gap
-    rounds: int
+    rounds: float
     bytes: int
     flops: int
     seconds: float
     storage: int
-    best: Best | None
 
 
-def table(rows: Iterable[Row], reference: str = "Retrain") -> list[Line]:
+def table(rows: Iterable[Row], rule: StopRule | None = None) -> list[Line]:
     """One line per method, in the order in which they came.
 
+    Args:
+        rows: of a run; of all methods the same seeds.
+        rule: where to stop; None: after all rounds.
+
     Raises:
-        ValueError: the reference is missing.
+        ValueError: Retrain is missing.
     """
-    scored: dict[str, dict[int, dict[int, Row]]] = {}  # by method, rounds, seed
-    for row in rows:
-        if row.scores is not None:
-            scored.setdefault(row.method, {}).setdefault(row.rounds, {})[row.seed] = row
-    if reference not in scored:
-        raise ValueError(f"there is no gap without {reference}")
-    theirs = _scores(scored[reference][max(scored[reference])])
-    return [_line(method, rounds, theirs, method in (ORIGINAL, reference)) for method, rounds in scored.items()]
+    rule = rule or Fixed()
+    found = curves(rows)
+    if REFERENCE not in found:
+        raise ValueError(f"there is no gap without {REFERENCE}")
+    retrain = _scores(Fixed().choose(found[REFERENCE], {}, ()))
+    before = {seed: rows[-1].scores for seed, rows in found.get(ORIGINAL, {}).items() if rows[-1].scores is not None}
+    lines = []
+    for method, seeds in found.items():
+        refers = method in (ORIGINAL, REFERENCE)
+        chosen = (Fixed() if refers else rule).choose(seeds, before, retrain)
+        lines.append(_line(method, chosen, retrain, checks=rule.checks and not refers))
+    return lines
 
 
-def _line(method: str, rounds: dict[int, dict[int, Row]], theirs: Sequence[Scores], refers: bool) -> Line:
-    bills = [sum(row.costs.values(), Cost()) for row in rounds[max(rounds)].values()]
-    ours = _scores(rounds[max(rounds)])
+def spread(values: Sequence[float], reference: Sequence[float]) -> Spread:
+    """Mean, standard deviation and distance of values over seeds."""
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, abs(fmean(values) - fmean(reference)))
 
-    def spread(measure: str) -> Spread:
-        values = [getattr(scores, measure) for scores in ours]
-        distance = abs(fmean(values) - fmean(getattr(scores, measure) for scores in theirs))
-        return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, distance)
 
-    gaps = {number: average_gap(_scores(models), theirs).of_means for number, models in rounds.items()}
-    best = min(gaps, key=gaps.__getitem__)
+def _line(method: str, chosen: dict[int, Choice], retrain: Sequence[Scores], *, checks: bool) -> Line:
+    rows = [choice.row for choice in chosen.values()]
+    bills = [row.bill(checks=checks) for row in rows]
+    ours = _scores(chosen)
+
+    def measured(measure: str) -> Spread:
+        return spread([getattr(scores, measure) for scores in ours], [getattr(scores, measure) for scores in retrain])
+
+    efficacy = all(scores.mia_efficacy is not None for scores in (*ours, *retrain))
     return Line(
         method=method,
-        seeds=len(bills),
-        retain=spread("retain"),
-        forget=spread("forget"),
-        test=spread("test"),
-        mia=spread("mia"),
-        mia_efficacy=spread("mia_efficacy"),
-        gap=average_gap(ours, theirs),
-        rounds=max(rounds),
+        seeds=len(rows),
+        met=sum(choice.met for choice in chosen.values()),
+        retain=measured("retain"),
+        forget=measured("forget"),
+        test=measured("test"),
+        mia=measured("mia"),
+        mia_efficacy=measured("mia_efficacy") if efficacy else None,
+        gap=average_gap(ours, retrain),
+        rounds=fmean(row.rounds for row in rows),
         bytes=round(fmean(bill.traffic.down + bill.traffic.up for bill in bills)),
         flops=round(fmean(bill.flops for bill in bills)),
         seconds=fmean(bill.seconds for bill in bills),
         storage=round(fmean(bill.storage for bill in bills)),
-        best=None if refers else Best(best, gaps[best]),
     )
 
 
-def _scores(by_seed: dict[int, Row]) -> list[Scores]:
-    return [row.scores for _, row in sorted(by_seed.items()) if row.scores is not None]
+def _scores(chosen: dict[int, Choice]) -> list[Scores]:
+    return [choice.row.scores for _, choice in sorted(chosen.items()) if choice.row.scores is not None]
