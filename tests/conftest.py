@@ -33,3 +33,9 @@ def two_workers() -> Iterator[InProcess]:
     federation = small_federation(workers=2)
     yield federation
     federation.close()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads what a user's runs have trained, or leaves something there."""
+    monkeypatch.setenv("FEDUNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -20,7 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedunlearn.atomic import atomic_write
-from fedunlearn.checkpoint import CheckpointError, load_weights, negate_file, read_layers, save_weights
+from fedunlearn.checkpoint import (
+    CheckpointError,
+    load_weights,
+    negate_file,
+    read_layers,
+    read_metadata,
+    save_weights,
+)
 from fedunlearn.negation import negate
 from fedunlearn.weights import Weights
 
@@ -304,3 +311,13 @@ def test_weights_that_cannot_be_kept(tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "odd", {"fedunlearn.parameters": '["v"]'})
     with pytest.raises(CheckpointError, match="other tensors in its metadata"):
         load_weights(tmp_path / "odd")
+
+
+def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
+    weights = Weights({"a": torch.ones(3), "b": torch.zeros(2)}, negations=(("a",),))
+    paths = [tmp_path / str(number) for number in range(8)]
+    for path in paths:
+        save_weights(weights, path, {"one": "1", "two": "2", "three": "3"})
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert read_metadata(paths[0])["two"] == "2"
+    assert load_weights(paths[0]).same_bits(weights)

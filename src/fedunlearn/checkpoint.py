@@ -25,7 +25,15 @@ from fedunlearn.names import NO_NEGATIVE_ZERO, SIGNED, Layer, LayerError, Part, 
 if TYPE_CHECKING:
     from fedunlearn.weights import Weights
 
-__all__ = ["CheckpointError", "FileNegation", "load_weights", "negate_file", "read_layers", "save_weights"]
+__all__ = [
+    "CheckpointError",
+    "FileNegation",
+    "load_weights",
+    "negate_file",
+    "read_layers",
+    "read_metadata",
+    "save_weights",
+]
 
 NEGATIONS = "fedunlearn.negations"
 """Metadata key of the sign history: a JSON list with a list of names for each negation, the oldest first."""
@@ -136,6 +144,16 @@ def read_layers(path: Path | str) -> list[Layer]:
         return _rows(header)
 
 
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: it is no sound safetensors file.
+    """
+    with _opened(Path(path)) as (_, header):
+        return dict(header.metadata)
+
+
 def save_weights(weights: Weights, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
     """Write weights, with aliases, sign history and ``metadata``, as a safetensors file, replacing ``path``.
 
@@ -154,7 +172,7 @@ def save_weights(weights: Weights, path: Path | str, metadata: Mapping[str, str]
         raise CheckpointError(f"the metadata keys {', '.join(own)} are taken: choose others")
     content = save({**weights.parameters, **weights.buffers}, {**(metadata or {}), **own})
     with _written(Path(path)) as file:
-        file.write(content)
+        file.write(_sorted(content))
 
 
 def load_weights(path: Path | str) -> Weights:
@@ -246,6 +264,14 @@ def _written(path: Path) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _sorted(content: bytes) -> bytes:
+    """The same file with its metadata in order: the library's own order changes from call to call."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:start])
+    metadata = entries.pop("__metadata__")
+    return _Header(entries, metadata).encoded(dict(sorted(metadata.items()))) + content[start:]
 
 
 def _rows(header: _Header) -> list[Layer]:

@@ -1,0 +1,248 @@
+"""What is on disk of one method at one seed: its rounds, the weights that are kept, and where to go on.
+
+A process may be killed at any instant. What it had written is then found whole: a line that was cut short is taken
+away, everything else is renamed into its place. Rounds after the last saved one are done anew, with the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from fedunlearn.atomic import atomic_write, write_json
+from fedunlearn.checkpoint import CheckpointError, load_weights, read_metadata, save_weights
+from fedunlearn.evaluation.rows import Row
+from fedunlearn.federation import Phase
+from fedunlearn.rounds import Round
+from fedunlearn.weights import Weights
+
+__all__ = ["Record", "RecordError", "Saved", "copy_durably", "read_json", "read_rows", "row_line"]
+
+_ROWS, _STATE, _COMPLETE, _WEIGHTS = "rows.jsonl", "state.safetensors", "complete.json", "weights"
+_META = "fedunlearn.state"
+
+
+class RecordError(ValueError):
+    """A run's folder holds what no run has written."""
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A round that was saved.
+
+    Attributes:
+        phase: that it belongs to.
+        round: all that going on needs.
+        rows: how many rows were written by then.
+    """
+
+    phase: Phase
+    round: Round
+    rows: int
+
+
+class Record:
+    """A folder of its own.
+
+    ``rows.jsonl``: a row a round. ``state.safetensors``: the last saved round, until all is done.
+    ``weights/``: models that are kept. ``complete.json``: written last.
+
+    Attributes:
+        rows: so far; those after the last saved round are not among them, for they will come again.
+        saved: the last saved round, if there is one.
+    """
+
+    _SHARE = 50  # of the time, at most one part in so many goes into saving
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._complete = read_json(folder / _COMPLETE)
+        self.saved = None if self.complete else _read_state(folder / _STATE)
+        self.rows = list(read_rows(folder / _ROWS))
+        done = self._complete["rows"] if self.complete else self.saved.rows if self.saved else 0
+        if len(self.rows) < done:
+            raise RecordError(
+                f"{folder / _ROWS} has {len(self.rows)} of {done} rows: remove {folder}, to have it done anew"
+            )
+        del self.rows[done:]
+        self._wait, self._since = 1.0, time.monotonic()  # seconds to the next saving (the first is a guess), and when
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self._complete)
+
+    @property
+    def failed(self) -> str | None:
+        """Why it could not be brought to its end."""
+        return self._complete.get("failed")
+
+    @property
+    def cached(self) -> bool:
+        """Whether another run did it."""
+        return bool(self._complete.get("cached"))
+
+    def begin(self) -> None:
+        """Make the folder ready for rows after those that there are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.folder / _ROWS) as file:
+            file.writelines(map(row_line, self.rows))
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        with open(self.folder / _ROWS, "ab") as file:
+            file.write(row_line(row))
+        self.rows.append(row)
+
+    def keep(self, name: str, weights: Weights, about: Mapping[str, object]) -> None:
+        """Keep a model, as ``weights/NAME.safetensors``."""
+        (self.folder / _WEIGHTS).mkdir(exist_ok=True)
+        save_weights(weights, self.folder / _WEIGHTS / f"{name}.safetensors", {k: str(v) for k, v in about.items()})
+
+    def kept(self, name: str) -> Weights:
+        """A model that was kept."""
+        return load_weights(self.folder / _WEIGHTS / f"{name}.safetensors")
+
+    def save(self, phase: Phase, round: Round, rows: int, *, now: bool = False) -> None:
+        """Save a round, so that a run goes on after it; unless that would take too large a share of the time.
+
+        Args:
+            phase, round: that was done.
+            rows: how many there were after it.
+            now: whatever it takes.
+        """
+        started = time.monotonic()
+        if not now and started - self._since < self._wait:
+            return
+        with open(self.folder / _ROWS, "rb") as file:
+            os.fsync(file.fileno())  # before the state says that they are there
+        models = {"": round.after, **round.carry}
+        negations = {name: weights.negations for name, weights in models.items()}
+        meta = {"phase": phase, "number": round.number, "rows": rows, "models": negations}
+        save_weights(_packed(models), self.folder / _STATE, {_META: json.dumps(meta)})
+        self.saved = Saved(phase, round, rows)
+        self._since = time.monotonic()
+        self._wait = self._SHARE * (self._since - started)
+
+    def finish(self, failed: str | None = None) -> None:
+        """Nothing is left to do."""
+        with open(self.folder / _ROWS, "rb") as file:
+            os.fsync(file.fileno())
+        self._finish({"rows": len(self.rows), "failed": failed})
+
+    def adopt(self, other: Path) -> None:
+        """Take over what another run has done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        temporary = self.folder.with_name(f".{self.folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        copy_durably(other, temporary)
+        os.replace(temporary, self.folder)
+        found = Record(self.folder)
+        self.rows, self.saved, self._complete = found.rows, None, found._complete
+        self._finish({**self._complete, "cached": True})
+
+    def _finish(self, complete: dict[str, Any]) -> None:
+        write_json(self.folder / _COMPLETE, complete)
+        (self.folder / _STATE).unlink(missing_ok=True)
+        self._complete, self.saved = complete, None
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a folder so that all files are on the disk when this returns."""
+
+    def copied(one: str, other: str) -> None:
+        shutil.copyfile(one, other)
+        with open(other, "rb+") as file:
+            os.fsync(file.fileno())
+
+    shutil.copytree(source, target, copy_function=copied)
+
+
+def row_line(row: Row) -> bytes:
+    """A row as a line of JSON."""
+    return json.dumps(dataclasses.asdict(row), separators=(",", ":")).encode() + b"\n"
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file; a last line that was cut short is left out.
+
+    Raises:
+        RecordError: another line is no row.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            yield _adapter().validate_json(line)
+        except ValidationError as error:
+            raise RecordError(f"{path}, line {number} is no row of a run: {error.errors()[0]['msg']}") from None
+
+
+@cache
+def _adapter() -> TypeAdapter[Row]:
+    return TypeAdapter(Row)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A table in a file; empty where there is none.
+
+    Raises:
+        RecordError: it is no JSON.
+    """
+    try:
+        return cast(dict[str, Any], json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RecordError(f"{path} is no JSON: {error}") from None
+
+
+def _read_state(path: Path) -> Saved | None:
+    if not path.exists():
+        return None
+    try:
+        meta = json.loads(read_metadata(path)[_META])
+        models = _unpacked(load_weights(path), meta["models"])
+        return Saved(meta["phase"], Round(meta["number"], models.pop(""), models), meta["rows"])
+    except (CheckpointError, KeyError, ValueError, TypeError) as error:
+        raise RecordError(f"{path} is no state of a run ({error}): remove it, to begin this part anew") from None
+
+
+def _packed(models: Mapping[str, Weights]) -> Weights:
+    """Several models as one, so that one file holds all; names get the model's in front."""
+
+    def named(kind: str) -> dict[str, Tensor]:
+        return {
+            f"{model}/{name}": tensor.clone()  # two models may hold the same tensor, which the format does not take
+            for model, weights in models.items()
+            for name, tensor in getattr(weights, kind).items()
+        }
+
+    aliases = {f"{m}/{new}": f"{m}/{name}" for m, weights in models.items() for new, name in weights.aliases.items()}
+    return Weights(named("parameters"), named("buffers"), aliases)
+
+
+def _unpacked(packed: Weights, models: Mapping[str, list[list[str]]]) -> dict[str, Weights]:
+    def own(model: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+        start = f"{model}/"
+        return {name.removeprefix(start): value for name, value in entries.items() if name.startswith(start)}
+
+    return {
+        model: Weights(
+            own(model, packed.parameters),
+            own(model, packed.buffers),
+            {new: name.removeprefix(f"{model}/") for new, name in own(model, packed.aliases).items()},
+            tuple(map(tuple, negations)),
+        )
+        for model, negations in models.items()
+    }

@@ -1,0 +1,231 @@
+"""A run's folder: which experiment it belongs to, who works in it, and the records in it; and the cache of models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from filelock import FileLock, Timeout
+
+from fedunlearn.atomic import atomic_write, write_json
+from fedunlearn.environment import environment
+from fedunlearn.experiment import Experiment, resolved
+from fedunlearn.record import Record, copy_durably, read_json
+
+__all__ = ["Cache", "FolderError", "RunFolder", "differences"]
+
+_EXPERIMENT, _ENVIRONMENT, _PARTITION, _LOCK = "experiment.toml", "environment.json", "partition.json", ".lock"
+
+_LONG_AGO = 24 * 3600.0  # seconds: no model takes so long to be copied
+
+
+class FolderError(ValueError):
+    """A folder cannot take a run, or holds none; the sentence says what to do."""
+
+
+class RunFolder:
+    """A folder with one run of one experiment.
+
+    ``experiment.toml`` says what is run, with nothing left to defaults; ``environment.json`` on what, session by
+    session; ``seed-N/`` holds a `Record` for the first training, the original model, and every method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def claimed(self, experiment: Experiment, decides: Mapping[str, str], command: str) -> Iterator[None]:
+        """Nobody else may run here meanwhile.
+
+        Args:
+            experiment: that the folder is for, or will be.
+            decides: what decides the bits beside the experiment: an unfinished run goes on only with the same.
+            command: that asks for this, for the record.
+
+        Raises:
+            FolderError: another run is at work here, or another experiment has been.
+        """
+        self.require_usable()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK)
+        try:
+            with lock.acquire(timeout=0):
+                self._require_own(experiment, decides)
+                _sweep(self.path.rglob(".*.tmp"))  # of a process that was killed: nobody else is at work here
+                if not self._all_done(experiment):
+                    self._write_session(experiment, decides, command)
+                yield
+        except Timeout:
+            raise FolderError(
+                f"{self.path} is in use by another run: wait for it, or choose another folder with --output"
+            ) from None
+
+    def require_usable(self) -> None:
+        """Before hours of work, not after.
+
+        Raises:
+            FolderError: this is no folder, or none that can be written to, or it holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"{self.path} is a file: name a folder for the run with --output")
+        above = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise FolderError(
+                f"{self.path} cannot be written, {above} not being a folder one can write to: use --output"
+            )
+        if self.path.is_dir() and not (self.path / _EXPERIMENT).exists():
+            strangers = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+            if strangers:
+                raise FolderError(
+                    f"{self.path} holds {strangers[0]}, but no run: name a new folder with --output, or remove it"
+                )
+
+    def record(self, seed: int, position: int, name: str) -> Record:
+        """The record of one part of a seed, by its position in the run's order and its name."""
+        return Record(self.path / f"seed-{seed}" / f"{position}-{re.sub(r'[^A-Za-z0-9._]+', '-', name).strip('-')}")
+
+    def write_partition(self, seed: int, partition: Any) -> None:
+        """Write down who holds what of a seed's data."""
+        folder = self.path / f"seed-{seed}"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / _PARTITION, partition)
+
+    def partition(self, seed: int) -> dict[str, Any]:
+        """What was written down of a seed's data."""
+        return read_json(self.path / f"seed-{seed}" / _PARTITION)
+
+    def records(self, seed: int) -> list[Record]:
+        """The records of a seed that there are, in order."""
+        folders = [path for path in (self.path / f"seed-{seed}").glob("*-*") if path.name.split("-")[0].isdecimal()]
+        return [Record(path) for path in sorted(folders, key=lambda path: int(path.name.split("-")[0]))]
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """What is run here, as its file says it.
+
+        Raises:
+            FolderError: this is no run's folder.
+        """
+        try:
+            return tomllib.loads((self.path / _EXPERIMENT).read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError):
+            raise FolderError(f"{self.path} is no run's folder: it has no {_EXPERIMENT} that can be read") from None
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """On what it ran: each start of the command."""
+        return list(read_json(self.path / _ENVIRONMENT).get("sessions", []))
+
+    def _require_own(self, experiment: Experiment, decides: Mapping[str, str]) -> None:
+        if not (self.path / _EXPERIMENT).exists():
+            return
+        differ = differences([self.experiment, resolved(experiment)])
+        if differ:
+            told = "; ".join(
+                f"{name} is {_text(there)} there, {_text(here)} now" for name, (there, here) in differ.items()
+            )
+            raise FolderError(
+                f"{self.path} holds a run of another experiment ({told}): choose another folder with --output, "
+                "or remove this one"
+            )
+        for session in self.sessions[-1:]:
+            other = [name for name, (there, here) in differences([session["decides"], dict(decides)]).items()]
+            if other and not self._all_done(experiment):
+                raise FolderError(
+                    f"{self.path} was begun with other {', '.join(other)}, so going on would mix two kinds of numbers: "
+                    "go on with what it was begun with, or choose another folder with --output"
+                )
+
+    def _all_done(self, experiment: Experiment) -> bool:
+        parts = 2 + len(experiment.methods)
+        return all(
+            len(records) == parts and all(record.complete for record in records)
+            for records in map(self.records, experiment.seeds)
+        )
+
+    def _write_session(self, experiment: Experiment, decides: Mapping[str, str], command: str) -> None:
+        with atomic_write(self.path / _EXPERIMENT) as file:
+            tomli_w.dump(resolved(experiment), file)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        session = {"started": started, "command": command, "decides": dict(decides), **environment()}
+        write_json(self.path / _ENVIRONMENT, {"sessions": [*self.sessions, session]})
+
+
+class Cache:
+    """Records of first trainings and of retrained models, by all that decides their bits; shared by all runs.
+
+    Args:
+        path: a folder, which may be removed at any time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fetch(self, key: Mapping[str, Any], record: Record) -> bool:
+        """Let a record take over what another run has done; whether there was something."""
+        entry = self._entry(key)
+        if not entry.is_dir():
+            return False
+        record.adopt(entry)
+        return True
+
+    def store(self, key: Mapping[str, Any], record: Record) -> None:
+        """Let other runs have a record that is complete."""
+        entry = self._entry(key)
+        if entry.exists():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        _sweep(path for path in self.path.glob(".*.tmp") if time.time() - path.stat().st_mtime > _LONG_AGO)
+        temporary = self.path / f".{secrets.token_hex(8)}.tmp"
+        try:
+            copy_durably(record.folder, temporary)
+            write_json(temporary / "key.json", key)
+            os.rename(temporary, entry)
+        except OSError:
+            # A full disk, or somebody else was quicker: the run has its own copy and can do without.
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _entry(self, key: Mapping[str, Any]) -> Path:
+        text = json.dumps(key, sort_keys=True)
+        return self.path / hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def differences(tables: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """The entries in which tables differ, by dotted name, with what each has; None where one has none."""
+    flat = [dict(_leaves(table, "")) for table in tables]
+    names = dict.fromkeys(name for leaves in flat for name in leaves)
+    found = {name: tuple(leaves.get(name) for leaves in flat) for name in names}
+    return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+
+
+def _sweep(paths: Iterable[Path]) -> None:
+    """Remove files and folders that nobody will rename into their places any more."""
+    for path in list(paths):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _text(value: object) -> str:
+    return "not said" if value is None else json.dumps(value)

@@ -1,0 +1,213 @@
+"""The federation that an experiment speaks of: clients, their data, the request, and how models of it are scored."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedunlearn.architecture import Architecture
+from fedunlearn.backends.in_process import InProcess
+from fedunlearn.client import Client, View
+from fedunlearn.data import datasets
+from fedunlearn.evaluation.flops import SampleFlops, flops_per_sample
+from fedunlearn.evaluation.membership import MIA_SAMPLES
+from fedunlearn.evaluation.scores import Scores, score
+from fedunlearn.experiment import Data, Experiment, Model
+from fedunlearn.federation import ClientId, Federation
+from fedunlearn.importing import load_object
+from fedunlearn.models import build
+from fedunlearn.randomness import generator, seeded, stable_seed
+from fedunlearn.requests import AnyOf, ForgetClient, Rest
+from fedunlearn.samples import Samples, TensorSamples
+from fedunlearn.task import Task
+from fedunlearn.weights import Weights
+
+__all__ = ["Partition", "Setting", "Simulation"]
+
+_PROBES = 256  # inputs of a data set that is read one by one
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who holds what of one seed's data.
+
+    Attributes:
+        clients: their ids.
+        classes: of each client the training samples of each class, ``clients x classes``; validation not counted.
+        forget: how many of each client's training samples are to be forgotten.
+        validation: how many samples each client keeps for validation.
+    """
+
+    clients: tuple[ClientId, ...]
+    classes: tuple[tuple[int, ...], ...]
+    forget: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all seeds of an experiment have in common.
+
+    Attributes:
+        experiment: that is simulated.
+        data: that are dealt out.
+        architecture: of the network.
+        flops: that the network takes for a sample.
+        workers: see `InProcess`.
+    """
+
+    experiment: Experiment
+    data: datasets.DataSet
+    architecture: Architecture
+    flops: SampleFlops
+    workers: int | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, *, workers: int | None = None, data_dir: Path | None = None) -> Setting:
+        """Load the data and look at the network.
+
+        Raises:
+            ValueError: data set, network and request do not go together.
+        """
+        data = datasets.load(experiment.data.name, data_dir)
+        architecture = Architecture(_Build(experiment.model, data.classes, data.shape))
+        try:
+            flops = flops_per_sample(architecture.build, data.shape)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{experiment.model.name} does not take inputs of shape {data.shape}: {error}") from error
+        return cls(experiment, data, architecture, flops, workers)
+
+    def digests(self) -> dict[str, str]:
+        """What data and network are, beyond their names: contents, initial weights, and the user's own code."""
+        network = hashlib.blake2b(digest_size=16)
+        for name, tensor in self.architecture.fresh(0).parameters.items():
+            network.update(name.encode() + tensor.flatten().view(torch.uint8).numpy().tobytes())
+        plan = self.experiment
+        return {
+            "training data": _digest(self.data.train),
+            "test data": _digest(self.data.test),
+            "network": network.hexdigest(),
+            **{name: _source(name) for name in (plan.data.name, plan.model.name) if ":" in name},
+        }
+
+    def own_methods(self) -> dict[str, str]:
+        """Digests of the user's own methods' code."""
+        names = [f"{type(method).__module__}:{type(method).__qualname__}" for method in self.experiment.methods]
+        return {name: _source(name) for name in names if not name.startswith("fedunlearn.")}
+
+
+class Simulation:
+    """One seed of a setting.
+
+    Attributes:
+        federation: of the clients.
+        test: the test samples, as a federation of their own.
+        partition: who holds what.
+        training: what a client does in an ordinary round.
+
+    Raises:
+        ValueError: data, partition and request do not go together.
+    """
+
+    _TESTS = ("test 0", "test 1")  # two, so that two cores score
+
+    def __init__(self, setting: Setting, seed: int) -> None:
+        self.setting, self.seed = setting, seed
+        plan, data = setting.experiment, setting.data
+        tests = [
+            Client.of(name, data.test, part, validation=0)
+            for name, part in zip(self._TESTS, torch.arange(len(data.test.labels)).tensor_split(2), strict=True)
+        ]
+        clients = _clients(plan.data, data, seed)
+        self.partition = _partition(clients, View((plan.request,)), data.classes)
+        if not (meant := sum(self.partition.forget)):
+            raise ValueError("the request means no training sample of anybody: nothing is to be forgotten")
+        if meant < MIA_SAMPLES:
+            raise ValueError(
+                f"the request means {meant} training samples, but the membership attack needs {MIA_SAMPLES}: "
+                "forget more of them, or score with functions of your own"
+            )
+        everybody = InProcess(setting.architecture, [*clients, *tests], workers=setting.workers)
+        testing = AnyOf(tuple(map(ForgetClient, self._TESTS)))
+        self.federation, self.test = everybody.where(Rest(testing)), everybody.where(testing)
+        self.training = plan.training.program()
+
+    def task(self, federation: Federation, weights: Weights) -> Task:
+        """The request on a trained model; ``federation`` is ours, or a wrapper around it."""
+        seed = stable_seed(self.seed, "unlearning")
+        request = self.setting.experiment.request
+        return Task.of(federation, weights, request, self.training, self.setting.architecture, seed=seed)
+
+    def score(self, weights: Weights, *, final: bool, validation: float | None) -> Scores:
+        """See `fedunlearn.evaluation.scores.score`."""
+        everyone = self.federation.marking(self.setting.experiment.request)
+        return score(weights, everyone, self.test, self.seed, final=final, validation=validation)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Builds the network: a class and no lambda, so that workers can be sent it."""
+
+    model: Model
+    classes: int
+    shape: tuple[int, ...]
+
+    def __call__(self) -> torch.nn.Module:
+        return build(self.model.name, self.classes, self.shape, **self.model.options)
+
+
+def _clients(plan: Data, data: datasets.DataSet, seed: int) -> list[Client]:
+    labels = data.train.labels
+    wanted = len(labels) if plan.samples is None else plan.clients * plan.samples
+    if wanted > len(labels):
+        raise ValueError(
+            f"{plan.clients} clients with {plan.samples} samples each need {wanted}, but {data.name} has "
+            f"{len(labels)}: lower data.clients or data.samples"
+        )
+    if strangers := sorted(plan.treatment.keys() - {str(k) for k in range(plan.clients)}):
+        raise ValueError(f"data.treatment names no client: {', '.join(strangers)}; they are 0 to {plan.clients - 1}")
+    used = torch.randperm(len(labels), generator=generator(seed, "samples"))[:wanted]
+    clients = []
+    for number, part in enumerate(plan.partition(labels[used], plan.clients, seed)):
+        treat = plan.treatment.get(str(number), lambda samples: samples)
+        clients.append(Client.of(str(number), treat(data.train), used[part], validation=plan.validation, seed=seed))
+    return clients
+
+
+def _partition(clients: list[Client], meant: View, classes: int) -> Partition:
+    return Partition(
+        tuple(client.id for client in clients),
+        tuple(
+            tuple(torch.bincount(client.labels[~client.validation], minlength=classes).tolist()) for client in clients
+        ),
+        tuple(len(meant.of(client).positions(None, "train")) for client in clients),
+        tuple(int(client.validation.sum()) for client in clients),
+    )
+
+
+def _digest(samples: Samples) -> str:
+    """Of labels and inputs; of data that are read one by one (and may draw at random), of the labels and a few."""
+    labels = samples.labels
+    digest = hashlib.blake2b(labels.numpy().tobytes(), digest_size=16)
+    if isinstance(samples, TensorSamples):
+        digest.update(f"{samples.values.dtype} {samples.values.shape} {samples.mean} {samples.std}".encode())
+        digest.update(samples.values.contiguous().flatten().view(torch.uint8).numpy().data)
+    else:
+        some = torch.linspace(0, len(labels) - 1, min(_PROBES, len(labels))).long()
+        with seeded(0):
+            probes = samples.inputs(some, None)
+        digest.update(probes.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _source(name: str) -> str:
+    """Of the file that ``package.module:name`` stands in."""
+    load_object(name)
+    file = sys.modules[name.partition(":")[0]].__file__
+    return hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest() if file else "unknown"

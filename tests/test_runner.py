@@ -1,0 +1,623 @@
+"""Runs: what they write, that they can be stopped anywhere, and the effect that the quickstart is there to show."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedunlearn.backends.metered import Traffic
+from fedunlearn.checkpoint import load_weights, read_metadata
+from fedunlearn.evaluation.cost import Cost
+from fedunlearn.evaluation.rows import Row
+from fedunlearn.evaluation.table import table
+from fedunlearn.experiment import Experiment, load
+from fedunlearn.experiments import shipped
+from fedunlearn.federation import ClientError
+from fedunlearn.negation import negate
+from fedunlearn.programs import Diverged
+from fedunlearn.record import Record, RecordError
+from fedunlearn.report.report import assemble, write_report
+from fedunlearn.rounds import Round
+from fedunlearn.runfolder import Cache, FolderError, RunFolder
+from fedunlearn.runner import run
+from fedunlearn.simulation import Setting, Simulation
+from fedunlearn.task import Method, Needs, NeedsError, Task
+
+TINY = """
+title = "tiny"
+seeds = [3]
+[data]
+name = "digits"
+clients = 4
+samples = 40
+partition = { kind = "Dirichlet", alpha = 5.0 }
+treatment.0 = { kind = "Turned" }
+[model]
+name = "layernorm-cnn"
+options = { channels = [4, 8], kernel = 3 }
+[training]
+rounds = 2
+optimizer = { kind = "SGD", lr = 0.05 }
+[request]
+kind = "Client"
+client = "0"
+[recovery]
+rounds = 1
+"""
+
+SLOWLY = """
+from dataclasses import dataclass
+from fedunlearn.rounds import Round, aggregate
+from fedunlearn.task import Method, Needs
+
+@dataclass(frozen=True)
+class Slowly(Method):
+    '''Three rounds of unlearning, each of which needs what the one before it carried along.'''
+    needs = Needs(retain_online=True)
+    def unlearn(self, task, resume=None):
+        weights = resume.after if resume else task.weights
+        mean = resume.carry["mean"] if resume else task.weights
+        for number in range(resume.number + 1 if resume else 0, 3):
+            weights = aggregate(task.retained, weights * 0.9, task.training, task.turn(number))
+            mean = (mean + weights) * 0.5
+            yield Round(number, mean if number == 2 else weights, {"mean": mean})
+"""
+
+
+@dataclass(frozen=True)
+class Bursts(Method):
+    """A method whose training diverges."""
+
+    needs = Needs()
+
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        yield Round(0, task.weights)
+        raise Diverged("the training loss became nan")
+
+
+@dataclass(frozen=True)
+class Archivist(Method):
+    """A method that nobody has kept anything for."""
+
+    needs = Needs(history="norms")
+
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        yield Round(0, task.weights)
+
+
+def tiny(tmp_path: Path, *overrides: str) -> Experiment:
+    path = tmp_path / "tiny.toml"
+    path.write_text(textwrap.dedent(TINY))
+    return load(path, overrides)
+
+
+def but_for_times(value: Any) -> Any:
+    """What must be the same whenever and however a run was made."""
+    if isinstance(value, dict):
+        return {k: but_for_times(v) for k, v in value.items() if k not in ("seconds", "sessions", "cached", "name")}
+    return [but_for_times(item) for item in value] if isinstance(value, list) else value
+
+
+def reported(folder: Path) -> Any:
+    write_report(assemble(folder), folder / "report.json")
+    return but_for_times(json.loads((folder / "report.json").read_text()))
+
+
+def weights_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("weights/*"))}
+
+
+def test_a_run_and_its_rows(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    rows = list(run(plan, tmp_path / "run", workers=1))
+    assert [(row.method, row.phase, row.rounds, row.scores is not None) for row in rows] == [
+        ("Original", "train", 1, False),
+        ("Original", "train", 2, True),
+        ("Retrain", "unlearn", 0, False),
+        ("Retrain", "unlearn", 0, True),
+        ("Retrain", "recover", 1, False),
+        ("Retrain", "recover", 2, True),
+        ("FT", "unlearn", 0, True),
+        ("FT", "recover", 1, True),
+        ("NoT", "unlearn", 0, False),
+        ("NoT", "unlearn", 0, True),
+        ("NoT", "recover", 1, True),
+    ]
+    assert plan.total_rounds == sum(row.phase != "unlearn" for row in rows)
+    original, retrain, tuned, negated = (rows[at].bill() for at in (1, 5, 7, 10))
+    assert original.traffic.down * 3 == retrain.traffic.down * 4  # four clients, then three; two rounds each
+    assert tuned.traffic == negated.traffic
+    assert tuned.flops * 2 == retrain.flops
+    assert rows[10].costs["unlearn"].traffic == Traffic()  # negation is free
+    assert rows[10].costs["unlearn"].flops == rows[10].costs["unlearn"].storage == 0
+    assert rows[6].bill() == Cost()  # nothing was done yet
+    assert rows[6].scores.retain == rows[1].scores.retain  # type: ignore[union-attr]
+    assert {row.method: set(row.costs) for row in rows} == {
+        "Original": {"train"},
+        "Retrain": {"unlearn", "recover", "evaluate"},
+        "FT": {"recover", "evaluate"},
+        "NoT": {"unlearn", "recover", "evaluate"},
+    }
+    # A check sends the model to the three that stay, and passes their validation samples through it.
+    checks, sent = rows[10].costs["evaluate"], rows[10].costs["recover"].traffic.down
+    assert (checks.traffic.down, checks.traffic.up, checks.traffic.work.backward) == (2 * sent, 0, 0)
+    partition = assemble(tmp_path / "run").partitions[3]
+    assert checks.traffic.work.forward == 2 * sum(partition.validation[1:])
+    assert rows[10].bill(checks=True) == rows[10].bill() + checks
+    # Histograms count every sample.
+    losses = rows[10].scores.losses  # type: ignore[union-attr]
+    held = [sum(counts) for counts in partition.classes]
+    assert losses is not None
+    assert (sum(losses.forget), sum(losses.retain), sum(losses.test)) == (held[0], sum(held[1:]), 360)
+    assert partition.forget == (held[0], 0, 0, 0)
+    assert sum(held) + sum(partition.validation) == 160
+
+
+def test_a_runs_folder_tells_all(tmp_path: Path) -> None:
+    plan, folder = tiny(tmp_path, "keep.every=2", "recovery.rounds=5"), tmp_path / "run"
+    rows = list(run(plan, folder, workers=1, command="fedunlearn run tiny.toml"))
+    assert load(folder / "experiment.toml") == plan
+    (session,) = RunFolder(folder).sessions
+    assert session["command"] == "fedunlearn run tiny.toml"
+    assert session["versions"].keys() == {"fedunlearn", "torch", "torchvision", "numpy", "scikit-learn"}
+    assert session["decides"]["device"] == "cpu"
+    parts = sorted(path.name for path in (folder / "seed-3").iterdir())
+    assert parts == ["0-First-training", "1-Original", "2-Retrain", "3-FT", "4-NoT", "partition.json"]
+    written = [json.loads(line) for line in (folder / "seed-3" / "4-NoT" / "rows.jsonl").read_text().splitlines()]
+    assert [row["rounds"] for row in written] == [0, 0, 1, 2, 3, 4, 5]
+    assert written[-1]["scores"]["retain"] == rows[-1].scores.retain  # type: ignore[union-attr]
+    kept = sorted(path.stem for path in (folder / "seed-3" / "4-NoT" / "weights").iterdir())
+    assert kept == ["recover-0002", "recover-0004", "recover-0005", "unlearned"]
+    trained = load_weights(folder / "seed-3" / "0-First-training" / "weights" / "train-0002.safetensors")
+    unlearned = folder / "seed-3" / "4-NoT" / "weights" / "unlearned.safetensors"
+    assert read_metadata(unlearned)["method"] == "NoT"
+    simulation = Simulation(Setting.of(plan, workers=1), 3)
+    negated = negate(trained, like=simulation.setting.architecture.template)
+    assert load_weights(unlearned).same_bits(negated)
+    assert load_weights(unlearned).negations == (("conv1.weight",),)
+    report = assemble(folder)
+    assert report.rows == tuple(rows)
+    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("state.safetensors"))
+
+
+@pytest.mark.parametrize(("say", "kept"), [("keep.first=false", ["recover-0001"]), ("keep.last=false", ["unlearned"])])
+def test_only_chosen_weights_are_kept(tmp_path: Path, say: str, kept: list[str]) -> None:
+    list(run(tiny(tmp_path, say), tmp_path / "run", workers=1))
+    for part in ("3-FT", "4-NoT"):
+        assert [path.stem for path in (tmp_path / "run" / "seed-3" / part / "weights").iterdir()] == kept
+    assert (tmp_path / "run/seed-3/0-First-training/weights/train-0002.safetensors").is_file()  # methods start from it
+
+
+def test_the_same_seed_gives_the_same_bits_with_two_workers(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    for workers in (1, 2):
+        list(run(plan, tmp_path / str(workers), workers=workers))
+    assert reported(tmp_path / "1") == reported(tmp_path / "2")
+    assert weights_of(tmp_path / "1") == weights_of(tmp_path / "2")
+
+
+def test_variants_of_a_method_have_lines_of_their_own(tmp_path: Path) -> None:
+    methods = '[{kind = "Retrain"}, {kind = "NoT"}, {kind = "NoT", layers = "head", include_bias = true}]'
+    plan = tiny(tmp_path, f"methods={methods}")
+    assert plan.labels == ("Retrain", "NoT()", "NoT(layers=head, include_bias=True)")
+    assert [line.method for line in table(run(plan, tmp_path / "run", workers=1))] == ["Original", *plan.labels]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ('request.client="9"', "the request means no training sample of anybody"),
+        ("data.samples=4000", r"4 clients with 4000 samples each need 16000, but digits has 1437: lower"),
+        (
+            'request={kind = "Instances", instances = { 0 = [0, 1, 2] }}',
+            r"the request means \d training samples, but the membership attack needs 10",
+        ),
+        ('data.treatment={ 7 = { kind = "Turned" } }', r"data.treatment names no client: 7; they are 0 to 3"),
+        ('data.name="digit"', "did you mean digits"),
+        ('model.name="resnet18"', r"takes"),
+    ],
+)
+def test_what_does_not_go_together_is_told_before_anything_is_written(
+    tmp_path: Path, change: str, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        list(run(tiny(tmp_path, change), tmp_path / "run", workers=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_needs_are_looked_at_before_anything_runs(tmp_path: Path) -> None:
+    import dataclasses
+
+    plan = dataclasses.replace(tiny(tmp_path), methods=(*tiny(tmp_path).methods, Archivist()))
+    with pytest.raises(NeedsError, match="Archivist needs a history of kind 'norms'"):
+        list(run(plan, tmp_path / "run", workers=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_diverges_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    import dataclasses
+
+    plan = tiny(tmp_path)
+    plan = dataclasses.replace(plan, methods=(plan.methods[0], Bursts(), *plan.methods[1:]))
+    rows = list(run(plan, tmp_path / "run", workers=1))
+    assert {row.method for row in rows} == {"Original", "Retrain", "Bursts", "FT", "NoT"}
+    report = assemble(tmp_path / "run")
+    (failure,) = report.failures
+    assert (failure.method, failure.seed, failure.rounds) == ("Bursts", 3, 0)
+    assert "became nan" in failure.why
+    assert [line.method for line in report.table()] == ["Original", "Retrain", "FT", "NoT"]
+    assert list(run(plan, tmp_path / "run", workers=1)) == rows  # and it is not tried again
+
+
+def test_a_first_training_that_diverges_is_an_error(tmp_path: Path) -> None:
+    plan = tiny(tmp_path, "training.optimizer.lr=1e30")
+    with pytest.raises(ClientError, match="lower the learning rate"):
+        list(run(plan, tmp_path / "run", workers=1))
+
+
+# --- stopped anywhere ---
+
+
+@pytest.fixture
+def slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """Every way in which a part can be under way: training, one step, several steps with a carry, recovery."""
+    (tmp_path / "slowly.py").write_text(SLOWLY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    save = Record.save
+    monkeypatch.setattr(Record, "save", lambda *arguments, now=True: save(*arguments, now=True))  # every round
+    methods = '["Retrain", {kind = "slowly:Slowly"}, "FT", "NoT"]'
+    yield tiny(tmp_path, f"methods={methods}", "recovery.rounds=2", "recovery.evaluate_every=1", "keep.every=1")
+    sys.modules.pop("slowly", None)
+
+
+class Snapshots:
+    """Copies of folders as a process that is killed would leave them: before each operation on a file in them."""
+
+    def __init__(self, watched: Path, target: Path) -> None:
+        self.watched, self.target, self.count, self.on = watched, target, 0, False
+        sys.addaudithook(self._hook)  # can never be removed: hence the switch
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") or (
+            event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        )
+        if not (self.on and writes and threading.current_thread() is threading.main_thread()):
+            return
+        if str(self.watched) not in str(arguments[0]):
+            return
+        self.on = False
+        shutil.copytree(self.watched, self.target / str(self.count))
+        self.count += 1
+        self.on = True
+
+
+def check_all_snapshots(plan: Experiment, tmp_path: Path, choose: Callable[[int], list[int]]) -> None:
+    watched, target = tmp_path / "watched", tmp_path / "killed"
+    watched.mkdir()
+    snapshots = Snapshots(watched, target)
+    snapshots.on = True
+    list(run(plan, watched / "run", workers=1, cache=watched / "cache"))
+    snapshots.on = False
+    expected, weights = reported(watched / "run"), weights_of(watched / "run")
+    assert snapshots.count > 100
+    for number in choose(snapshots.count):
+        home = target / str(number)
+        list(run(plan, home / "run", workers=1, cache=home / "cache"))
+        assert reported(home / "run") == expected, number
+        assert weights_of(home / "run") == weights, number
+        if number % 4 == 0:  # whatever a killed process left half done in the cache, nobody else is misled by it
+            list(run(plan, home / "other", workers=1, cache=home / "cache"))
+            assert reported(home / "other") == expected, number
+
+
+def test_killed_before_any_of_some_writes_it_ends_with_the_same_bits(tmp_path: Path, slowly: Experiment) -> None:
+    check_all_snapshots(slowly, tmp_path, lambda count: random.Random(0).sample(range(count), 6))
+
+
+@pytest.mark.long
+def test_killed_before_every_write_it_ends_with_the_same_bits(tmp_path: Path, slowly: Experiment) -> None:
+    check_all_snapshots(slowly, tmp_path, lambda count: list(range(count)))
+
+
+def test_stopped_by_its_reader_after_every_row_it_ends_with_the_same_bits(tmp_path: Path, slowly: Experiment) -> None:
+    rows = list(run(slowly, tmp_path / "whole", workers=1))
+    for number in range(1, len(rows)):
+        reading = run(slowly, tmp_path / "often", workers=1)
+        for _ in range(number):
+            next(reading)
+        reading.close()  # as Ctrl-C does
+    list(run(slowly, tmp_path / "often", workers=1))
+    assert reported(tmp_path / "often") == reported(tmp_path / "whole")
+    assert weights_of(tmp_path / "often") == weights_of(tmp_path / "whole")
+
+
+def test_a_line_that_was_cut_short_is_taken_away(tmp_path: Path, slowly: Experiment) -> None:
+    reading = run(slowly, tmp_path / "run", workers=1)
+    for _ in range(9):
+        row = next(reading)
+    reading.close()
+    (path,) = [path.parent / "rows.jsonl" for path in (tmp_path / "run").rglob("state.safetensors")]
+    whole = path.read_bytes()
+    assert json.loads(whole.splitlines()[0])["method"] == row.method == "Slowly"
+    path.write_bytes(whole + whole[:40])
+    list(run(slowly, tmp_path / "run", workers=1))
+    list(run(slowly, tmp_path / "whole", workers=1))
+    assert reported(tmp_path / "run") == reported(tmp_path / "whole")
+
+
+def test_rows_that_were_lost_or_are_none_are_told(tmp_path: Path) -> None:
+    list(run(tiny(tmp_path), tmp_path / "run", workers=1))
+    path = tmp_path / "run/seed-3/4-NoT/rows.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0])
+    with pytest.raises(RecordError, match=r"has 1 of 3 rows: remove .*4-NoT, to have it done anew"):
+        assemble(tmp_path / "run")
+    path.write_bytes(b"{}\n" + b"".join(lines[1:]))
+    with pytest.raises(RecordError, match=r"rows.jsonl, line 1 is no row of a run"):
+        assemble(tmp_path / "run")
+    path.write_bytes(b"".join(lines))
+    (path.parent / "complete.json").write_text("nonsense")
+    with pytest.raises(RecordError, match=r"complete.json is no JSON"):
+        assemble(tmp_path / "run")
+
+
+def test_a_state_that_is_none_is_told(tmp_path: Path, slowly: Experiment) -> None:
+    reading = run(slowly, tmp_path / "run", workers=1)
+    for _ in range(9):
+        next(reading)
+    reading.close()
+    (path,) = (tmp_path / "run").rglob("state.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RecordError, match=r"is no state of a run .*: remove it, to begin this part anew"):
+        list(run(slowly, tmp_path / "run", workers=1))
+    path.unlink()
+    list(run(slowly, tmp_path / "run", workers=1))
+    list(run(slowly, tmp_path / "whole", workers=1))
+    assert reported(tmp_path / "run") == reported(tmp_path / "whole")
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tiny(tmp_path, "training.rounds=60")
+    spent = []
+    save = Record.save
+
+    def timed(*arguments: Any, **options: Any) -> None:
+        started = time.monotonic()
+        save(*arguments, **options)
+        spent.append(time.monotonic() - started)
+
+    monkeypatch.setattr(Record, "save", timed)
+    started = time.monotonic()
+    list(run(plan, tmp_path / "run", workers=1))
+    assert len(spent) > 100
+    assert sum(spent) < 0.1 * (time.monotonic() - started)
+
+
+# --- folders and the cache ---
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    first = run(plan, tmp_path / "run", workers=1)
+    next(first)
+    with pytest.raises(FolderError, match="in use by another run: wait for it, or choose another folder with --output"):
+        next(run(plan, tmp_path / "run", workers=1))
+    first.close()
+    list(run(plan, tmp_path / "run", workers=1))
+
+
+def test_a_folder_belongs_to_one_experiment(tmp_path: Path) -> None:
+    list(run(tiny(tmp_path), tmp_path / "run", workers=1))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(
+        FolderError,
+        match=r"another experiment \(training.rounds is 2 there, 3 now; training.clip is not said there, 1.0 now\)",
+    ):
+        list(run(tiny(tmp_path, "training.rounds=3", "training.clip=1.0"), tmp_path / "run", workers=1))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_does_not_go_on_with_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tiny(tmp_path)
+    reading = run(plan, tmp_path / "run", workers=1)
+    next(reading)
+    reading.close()
+    monkeypatch.setattr("fedunlearn.environment._code", lambda: "other")
+    with pytest.raises(FolderError, match="was begun with other code, so going on would mix two kinds of numbers"):
+        list(run(plan, tmp_path / "run", workers=1))
+    monkeypatch.undo()
+    rows = list(run(plan, tmp_path / "run", workers=1))
+    monkeypatch.setattr("fedunlearn.environment._code", lambda: "other")
+    assert list(run(plan, tmp_path / "run", workers=1)) == rows  # what is complete can be looked at with any
+    assert len(RunFolder(tmp_path / "run").sessions) == 2
+
+
+def test_places_that_take_no_run(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").touch()
+    for name, says in (
+        ("tiny.toml", "is a file"),
+        ("tiny.toml/run", "not being a folder"),
+        ("full", "holds thesis.doc"),
+    ):
+        with pytest.raises(FolderError, match=says):
+            list(run(plan, tmp_path / name, workers=1))
+    with pytest.raises(FolderError, match=r"is no run's folder: it has no experiment.toml"):
+        assemble(tmp_path / "full")
+
+
+def test_trained_models_are_shared_by_all_that_determines_them(tmp_path: Path) -> None:
+    def folder(name: str, *overrides: str) -> tuple[list[Row], tuple[str, ...]]:
+        rows = list(run(tiny(tmp_path, *overrides), tmp_path / name, workers=1, cache=tmp_path / "cache"))
+        return rows, assemble(tmp_path / name).cached
+
+    rows, cached = folder("first")
+    assert cached == ()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    again, cached = folder("again")
+    assert cached == ("seed 3, first training", "seed 3, Retrain")
+    assert reported(tmp_path / "again") == reported(tmp_path / "first")
+    assert [row.costs for row in again[:6]] == [row.costs for row in rows[:6]]  # seconds too: of the run that did it
+    assert folder("methods", 'methods=["NoT", "Retrain"]', "recovery.rounds=3", 'title="x"')[1] == (
+        "seed 3, first training",
+        "seed 3, Retrain",
+    )
+    assert folder("request", 'request.client="1"')[1] == ("seed 3, first training",)
+    assert folder("scoring", "recovery.evaluate_every=1")[1] == ("seed 3, first training",)
+    for number, change in enumerate(("training.rounds=1", "data.samples=50", "model.options.kernel=5", "seeds=[4]")):
+        assert folder(f"other{number}", change)[1] == ()
+
+
+def test_other_data_under_the_same_name_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "mine.py"
+    code = "import torch\ndef load():\n    x = torch.arange(300.).view(300, 1, 1, 1).expand(300, 1, 8, 8) / {scale}\n"
+    code += "    return (x, torch.arange(300) % 3), (x[:30], torch.arange(30) % 3)\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for name, scale, cached in (("a", 300, 0), ("b", 300, 2), ("c", 301, 0)):
+        module.write_text(code.format(scale=scale))
+        sys.modules.pop("mine", None)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # the same size within the same second
+        list(run(tiny(tmp_path, "data.name=mine:load"), tmp_path / name, workers=1, cache=tmp_path / "cache"))
+        assert len(assemble(tmp_path / name).cached) == cached
+    sys.modules.pop("mine", None)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    list(run(tiny(tmp_path), tmp_path / "run", workers=1))
+    record = RunFolder(tmp_path / "run").record(3, 2, "Retrain")
+    (cache / "full").touch()
+    entry = Cache(cache)
+    entry.store({"a": 1}, record)
+    entry.store({"a": 1}, record)  # somebody else was quicker
+    assert len(list(cache.iterdir())) == 2
+    (cache / ".old.tmp").mkdir()
+    os.utime(cache / ".old.tmp", (0, 0))  # of a run that was killed long ago
+    missing = RunFolder(tmp_path / "run").record(3, 9, "nobody")
+    entry.store({"a": 2}, missing)
+    assert sorted(path.name[0] == "." for path in cache.iterdir()) == [False, False]
+
+
+# --- killed for good ---
+
+
+def killed_run(command: list[str], delay: float, folder: Path, environment: dict[str, str]) -> bool:
+    """Start a run, kill it with SIGKILL after a while; whether it had come to its end before."""
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _, errors = process.communicate(timeout=delay)
+        assert process.returncode == 0, errors.decode()
+        return True
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return False
+
+
+# In a process of its own: patches every method so that its unlearning phase is killed before and after its step.
+KILLS = """
+import os, signal, sys
+from pathlib import Path
+from fedunlearn.methods import finetune, negation, retrain
+from fedunlearn import cli
+marks = Path(sys.argv.pop(1))
+
+def deadly(kind):
+    step = kind.unlearn
+    def unlearn(self, task, resume=None):
+        for when in ("before", "after"):
+            mark = marks / f"{kind.__name__}-{when}"
+            if when == "after":
+                yield from step(self, task, resume)
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+    kind.unlearn = unlearn
+
+for kind in (finetune.FineTune, negation.NoT, retrain.Retrain):
+    deadly(kind)
+cli.main()
+"""
+
+
+def kill_in_every_unlearning_phase(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+    marks = folder / "marks"
+    marks.mkdir()
+    command = [sys.executable, "-c", KILLS, str(marks), *arguments]
+    for _ in range(6):  # three methods, twice each
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert len(list(marks.iterdir())) == 6
+
+
+def test_killed_in_every_methods_unlearning_phase_it_ends_in_the_same_report(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    environment = {**os.environ, "FEDUNLEARN_CACHE": str(tmp_path / "cache")}
+    arguments = ["run", "tiny.toml", "-o", "killed", "--workers", "1"]
+    kill_in_every_unlearning_phase(arguments, tmp_path, environment)
+    command = [sys.executable, "-m", "fedunlearn", *arguments]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    list(run(load(tmp_path / "tiny.toml"), tmp_path / "whole", workers=1))
+    assert reported(tmp_path / "killed") == reported(tmp_path / "whole")
+    assert len(RunFolder(tmp_path / "killed").sessions) == 7
+
+
+@pytest.mark.long
+def test_fashion_client_killed_at_fifty_instants_ends_in_the_same_report(tmp_path: Path) -> None:
+    """And twice inside every method's unlearning phase. Takes about three times as long as the run alone."""
+    environment = {**os.environ, "FEDUNLEARN_CACHE": str(tmp_path / "cache")}
+    arguments = ["run", "fashion-client", "-o", "killed"]
+    kill_in_every_unlearning_phase(arguments, tmp_path, environment)
+    rng, kills = random.Random(0), 0
+    while kills < 50:
+        command = [sys.executable, "-m", "fedunlearn", *arguments]
+        if killed_run(command, rng.uniform(2, 20), tmp_path, environment):
+            break
+        kills += 1
+    else:
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert kills == 50, f"it was done after {kills} kills: let them come sooner"
+    plain = [sys.executable, "-m", "fedunlearn", "run", "fashion-client", "-o", "whole"]
+    environment["FEDUNLEARN_CACHE"] = str(tmp_path / "other cache")
+    subprocess.run(plain, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert reported(tmp_path / "killed") == reported(tmp_path / "whole")
+    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "whole")
+
+
+# --- what is shipped ---
+
+
+def test_those_that_are_shipped_can_be_read() -> None:
+    assert list(shipped()) == ["fashion-client", "quickstart"]
+    for name in shipped():
+        plan = load(name)
+        assert plan.title
+        assert plan.minutes
+
+
+def test_the_quickstart_shows_that_not_forgets_where_fine_tuning_does_not(tmp_path: Path) -> None:
+    """Over the committed seeds: FT's gap is at least three points and at least three times NoT's."""
+    lines = {line.method: line for line in table(run(load("quickstart"), tmp_path / "run"))}
+    assert lines["Original"].forget.mean > 95
+    assert lines["FT"].gap.of_means >= 3
+    assert lines["FT"].gap.of_means >= 3 * lines["NoT"].gap.of_means
+    assert lines["NoT"].bytes < lines["Retrain"].bytes
