@@ -173,15 +173,20 @@ def load():
 
 
 def test_running_an_experiment(shell: Shell, tmp_path: Path) -> None:
-    plan, output = tmp_path / "tiny.toml", tmp_path / "new" / "rows.json"
+    plan, output = tmp_path / "tiny.toml", tmp_path / "new" / "run"
     plan.write_text(TINY)
-    code, out, err = shell("run", plan, "--output", output, "--seeds", "4,5", "--workers", "1")
+    code, out, err = shell("run", plan, "--output", output, "--set", "seeds=[4, 5]", "--workers", "1")
     assert code == 0, err
     assert out.startswith("Tiny\n")
     assert [line.split()[0] for line in out.splitlines()[2:10:2]] == ["Original", "Retrain", "FT", "NoT"]
     assert max(map(len, out.splitlines())) - len(str(output)) <= 80
-    report = json.loads(output.read_text())
+    assert out.endswith(f"report: {output / 'report.html'}\n")
+    report = json.loads((output / "report.json").read_text())
     assert {row["seed"] for row in report["rows"]} == {4, 5}
+    assert [line["method"] for line in report["tables"]["fixed"]] == ["Original", "Retrain", "FT", "NoT"]
+    assert report["sessions"][0]["command"].endswith("--set 'seeds=[4, 5]' --workers 1")
+    for name in ("report.html", "table.csv", "table.md", "table.tex", "figures/gap-bytes.svg", "figures/gap-bytes.pdf"):
+        assert (output / name).stat().st_size > 200, name
 
 
 def test_running_with_a_network_and_data_of_the_users(shell: Shell, tmp_path: Path) -> None:
@@ -189,23 +194,27 @@ def test_running_with_a_network_and_data_of_the_users(shell: Shell, tmp_path: Pa
     (tmp_path / "mine.py").write_text(OWN)
     shell.monkeypatch.chdir(tmp_path)
     shell.monkeypatch.setattr(sys, "path", list(sys.path))
-    code, out, err = shell("run", "tiny.toml", "--model", "mine:Net", "--data", "mine:load", "--workers", "2")
+    own = ("--set", "model.name=mine:Net", "-s", "model.options={}", "-s", "data.name=mine:load")
+    code, out, err = shell("run", "tiny.toml", *own, "--workers", "2")
     assert code == 0, err
-    assert out.endswith("rows: runs/tiny.json\n")
-    assert (tmp_path / "runs" / "tiny.json").is_file()
+    assert out.endswith("report: runs/tiny/report.html\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["quickstar"], "there is no experiment 'quickstar': give a TOML file, or one of fashion-client, quickstart"),
-        (["tiny.toml", "--seeds", "one"], "--seeds takes whole numbers with commas between them"),
-        (["tiny.toml", "--seeds", "1,1"], "seeds must differ"),
-        (["tiny.toml", "--data", "digit"], "there is no data set 'digit' (did you mean digits?)"),
-        (["tiny.toml", "--model", "nowhere:Net"], "there is no module 'nowhere'"),
-        (["tiny.toml", "--model", "resnet18"], "takes images of 3 channels"),
-        (["tiny.toml", "--data", "fashion-mnist", "--data-dir", "."], "apt-get install dataset-fashion-mnist"),
+        (["tiny.toml", "-s", "seeds=one"], '--set seeds=one: seeds: must be an array, not "one"'),
+        (["tiny.toml", "-s", "seeds=[1,1]"], "--set seeds=[1,1]: seeds: must differ from one another"),
+        (["tiny.toml", "-s", "seeds"], "--set seeds: write KEY=VALUE, such as training.rounds=20"),
+        (["tiny.toml", "-s", "data.name=digit"], "there is no data set 'digit' (did you mean digits?)"),
+        (["tiny.toml", "-s", "model.name=nowhere:Net"], "there is no module 'nowhere'"),
+        (["tiny.toml", "-s", "model={name='resnet18'}"], "takes images of 3 channels"),
+        (["tiny.toml", "-s", "data.name=fashion-mnist", "--data-dir", "."], "apt-get install dataset-fashion-mnist"),
         (["tiny.toml", "--download"], "there is nothing to download for 'digits'"),
+        (["tiny.toml", "-o", "tiny.toml"], "tiny.toml is a file: name a folder for the run with --output"),
+        (["tiny.toml", "-o", "tiny.toml/run"], "not being a folder one can write to"),
+        (["tiny.toml", "-o", "."], ". holds tiny.toml, but no run"),
     ],
 )
 def test_a_run_that_cannot_be(shell: Shell, tmp_path: Path, arguments: list[str], says: str) -> None:
@@ -218,10 +227,152 @@ def test_a_run_that_cannot_be(shell: Shell, tmp_path: Path, arguments: list[str]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
 
 
+def test_all_that_is_wrong_with_a_file_is_told_a_line_each(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.replace("clients = 3", "clinets = 3").replace("rounds = 1", "rounds = 0"))
+    code, out, err = shell("run", tmp_path / "tiny.toml")
+    assert (code, out) == (2, "")
+    assert [line.split("tiny.toml:")[1].split(": ")[:2] for line in err.splitlines()] == [
+        ["6", "data.clinets"],
+        ["12", "training.rounds"],
+        ["17", "recovery.rounds"],
+    ]
+
+
+def test_what_was_done_before_an_error_is_kept_and_gone_on_with(shell: Shell, tmp_path: Path) -> None:
+    plan, output = tmp_path / "tiny.toml", tmp_path / "run"
+    late = 'methods = [{kind = "Retrain"}, {kind = "NoT", layers = "nosuch"}]'
+    plan.write_text(TINY.replace("seeds", f"{late}\nseeds"))
+    code, _, err = shell("run", plan, "-o", output, "--workers", "1")
+    assert code == 2
+    assert "nosuch" in err
+    assert (output / "seed-0/2-Retrain/complete.json").is_file()
+    code, _, err = shell("report", output)
+    assert code == 2
+    assert "no seed is complete yet: let the run go on, by the same command" in err
+
+
+def test_ctrl_c_says_how_to_go_on(shell: Shell, tmp_path: Path) -> None:
+    from fedunlearn import runner
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "tiny.toml").write_text(TINY)
+    arguments = ("run", tmp_path / "tiny.toml", "-o", tmp_path / "run", "--workers", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner._Contender, "_unlearned", interrupted)
+        code, out, err = shell(*arguments)
+    assert (code, out) == (130, "")
+    assert err == f"fedunlearn: stopped; what was done is in {tmp_path / 'run'}, and the same command goes on\n"
+    assert shell(*arguments)[0] == 0
+
+
+def test_a_report_anew_and_elsewhere(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    assert shell("run", tmp_path / "tiny.toml", "-o", tmp_path / "run", "--workers", "1")[0] == 0
+    first = (tmp_path / "run" / "report.html").read_bytes()
+    code, out, _ = shell("report", tmp_path / "run")
+    assert code == 0
+    assert out.startswith("Tiny\n")
+    assert (tmp_path / "run" / "report.html").read_bytes() == first
+    code, out, _ = shell("report", tmp_path / "run" / "report.json", "-o", tmp_path / "copy")
+    assert code == 0
+    assert (tmp_path / "copy" / "table.csv").read_text().count("\n") == 1 + 3 * 4
+    code, out, _ = shell("report", tmp_path / "run", "--json")
+    assert json.loads(out)["tables"]["oracle"][3]["method"] == "NoT"
+    for wrong, says in ((tmp_path, "is no run's folder"), (tmp_path / "nothing", "there is no run at")):
+        code, out, err = shell("report", wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert says in err
+    (tmp_path / "other.json").write_text('{"format": 9}')
+    assert "is no report of this version" in shell("report", tmp_path / "other.json")[2]
+    (tmp_path / "other.json").write_text('{"format": 1, "experiment": 3}')
+    assert "other.json is no report: experiment: " in shell("report", tmp_path / "other.json")[2]
+
+
+def test_comparing_runs(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    shell.monkeypatch.chdir(tmp_path)
+    for name, more in (("one", ()), ("two", ("-s", "training.rounds=2", "-s", "training.clip=1.0"))):
+        assert shell("run", "tiny.toml", "-o", f"runs/{name}", *more, "--workers", "1")[0] == 0
+    code, out, err = shell("compare", "runs/one", "runs/two")
+    assert code == 0, err
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["Differs", "one", "two"]
+    assert ["training.rounds", "1", "2"] in lines
+    assert ["training.clip", "1.0"] in lines
+    assert [line[:2] for line in lines if line[:1] in (["one"], ["two"])] == [
+        [run, method] for run in ("one", "two") for method in ("Original", "Retrain", "FT", "NoT")
+    ]
+    assert out.endswith("page: runs/compared/compare.html\n")
+    code, out, _ = shell("compare", "runs/one", "runs/two", "--json")
+    told = json.loads(out)
+    assert told["differences"]["training.rounds"] == [1, 2]
+    assert told["runs"]["two"]["tables"]["fixed"][1]["method"] == "Retrain"
+    code, out, err = shell("compare", "runs/one", "runs/one")
+    assert "the experiments do not differ" in out
+    assert shell("compare", "runs/one")[2] == "fedunlearn: a comparison needs two runs or more: name their folders\n"
+
+
+def test_json_for_scripts(shell: Shell, tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    code, out, _ = shell("run", tmp_path / "tiny.toml", "-o", tmp_path / "run", "--workers", "1", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["folder"] == str(tmp_path / "run")
+    assert {line["method"]: line["gap"]["of_means"] for line in told["tables"]["fixed"]}["Retrain"] == 0
+    _, out, _ = shell("experiments", "--json")
+    assert [(one["name"], one["minutes"] > 0) for one in json.loads(out)] == [
+        ("fashion-client", True),
+        ("quickstart", True),
+    ]
+    _, out, _ = shell("layers", checkpoint, "--json")
+    assert json.loads(out)[1] == {
+        "index": 1, "name": "conv.weight", "shape": [2, 3, 1, 1], "dtype": "float32", "kind": "convolution",
+        "default": False,
+    }  # fmt: skip
+    _, out, _ = shell("layers", "layernorm-cnn", "--json")
+    assert {row["name"]: row["default"] for row in json.loads(out)}["conv1.weight"]
+
+
 def test_listing_what_is_shipped(shell: Shell) -> None:
     code, out, _ = shell("experiments")
     assert code == 0
-    assert "quickstart: A clinic with a sideways scanner leaves\n" in out
+    assert "quickstart: A clinic with a sideways scanner leaves (0.7 min)\n" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("fedunlearn ex", {"experiments", "export"}),
+        ("fedunlearn run q", {"quickstart"}),
+        ("fedunlearn run m", {"mine.toml"}),
+        ("fedunlearn report r", {"runs/one"}),
+        ("fedunlearn compare runs/one r", {"runs/one"}),
+        ("fedunlearn run quickstart --do", {"--download"}),
+    ],
+)
+def test_the_shell_completes(tmp_path: Path, words: str, offered: set[str]) -> None:
+    (tmp_path / "mine.toml").write_text(TINY)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "experiment.toml").touch()
+    code = (
+        "import sys; from fedunlearn.cli import main; sys.argv = ['fedunlearn']\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    number = str(len(words.split()) - 1)
+    asks = {"_FEDUNLEARN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": number}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **asks},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Error" not in done.stderr
+    assert set(done.stdout.split()) == offered
 
 
 def test_negating_twice_and_running_means_are_told(shell: Shell, tmp_path: Path) -> None:
@@ -234,24 +385,3 @@ def test_negating_twice_and_running_means_are_told(shell: Shell, tmp_path: Path)
     code, _, err = shell("negate", paths[1], "--layer", "conv", "-o", paths[2])
     assert code == 0
     assert "conv.weight had been negated before: that is undone" in err
-
-
-def test_where_a_run_would_be_written_is_looked_at_first(shell: Shell, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY)
-    for output, says in (("tiny.toml/rows.json", "not being a folder"), (".", "is a folder")):
-        code, out, err = shell("run", tmp_path / "tiny.toml", "-o", tmp_path / output)
-        assert (code, out) == (2, "")
-        assert says in err
-
-
-def test_what_was_done_before_an_error_is_kept(shell: Shell, tmp_path: Path) -> None:
-    plan, output = tmp_path / "tiny.toml", tmp_path / "rows.json"
-    late = 'methods = [{kind = "Retrain"}, {kind = "NoT", layers = "nosuch"}]'
-    plan.write_text(TINY.replace("seeds", f"{late}\nseeds"))
-    code, _, err = shell("run", plan, "-o", output, "--workers", "1")
-    assert code == 2
-    assert "nosuch" in err
-    assert f"what was done is in {output}" in err
-    report = json.loads(output.read_text())
-    assert report["table"] is None
-    assert {row["method"] for row in report["rows"]} == {"Original", "Retrain"}

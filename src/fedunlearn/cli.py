@@ -5,7 +5,10 @@ torch is imported within the commands that need it, so that help and errors of u
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import glob
+import json
+import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,7 +19,6 @@ import typer
 if TYPE_CHECKING:
     from torch import nn
 
-    from fedunlearn.evaluation.table import Row
     from fedunlearn.names import Layer
 
 __all__ = ["app", "main"]
@@ -25,7 +27,6 @@ app = typer.Typer(
     name="fedunlearn",
     help="Remove data from federated models.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # or [q] in a help text would be read as markup
     pretty_exceptions_enable=False,
 )
@@ -38,24 +39,35 @@ def main() -> None:
     except Exception as error:
         if not _to_be_mended(error):
             raise
-        sentence = " ".join(str(error).split())
-        print(f"fedunlearn: {sentence}", file=sys.stderr)
+        for problem in getattr(error, "problems", [str(error)]):  # an experiment's file can have several
+            print(f"fedunlearn: {' '.join(problem.split())}", file=sys.stderr)
         sys.exit(2)
-
-
-def _require_writable(output: Path) -> None:
-    """Before hours of work, not after."""
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: name the file to write with --output")
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{output} cannot be written, {folder} not being a folder one can write to: use --output")
 
 
 def _to_be_mended(error: Exception) -> bool:
     """Whether the user can mend it: bad input, or a client whose training failed."""
     # By its name: to import the class would import torch, for which a misspelt option need not wait.
     return isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "ClientError"
+
+
+def complete_experiment(incomplete: str) -> list[str]:
+    """What the shell offers: shipped experiments, and TOML files."""
+    from fedunlearn.experiments import shipped
+
+    files = sorted(str(path) for path in Path().glob(f"{glob.escape(incomplete)}*") if path.suffix == ".toml")
+    return [name for name in shipped() if name.startswith(incomplete)] + files
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """What the shell offers: folders with a run, here and in ``runs``."""
+    found = [path.parent for pattern in ("*", "runs/*") for path in sorted(Path().glob(f"{pattern}/experiment.toml"))]
+    return [str(path) for path in found if str(path).startswith(incomplete)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, and nothing else.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, or its report.json.", autocompletion=complete_run)
+]
 
 
 @app.command("layers")
@@ -67,12 +79,13 @@ def show_layers(
             help="A network (resnet18), your own as package.module:callable, or a .safetensors file.",
         ),
     ],
+    as_json: Json = False,
 ) -> None:
     """List the layers that can be negated, and mark the default choice."""
     if Path(model).is_file() or model.endswith(".safetensors"):
         from fedunlearn.checkpoint import read_layers
 
-        _print_layers(read_layers(model), ())
+        _print_layers(read_layers(model), (), as_json)
         return
 
     from fedunlearn.layers import FIRST, LayerError, layers, plan
@@ -83,7 +96,7 @@ def show_layers(
     except LayerError as error:
         print(f"fedunlearn: no default choice: {error}", file=sys.stderr)
         default = ()
-    _print_layers(layers(network), default)
+    _print_layers(layers(network), default, as_json)
 
 
 @app.command("negate")
@@ -120,61 +133,126 @@ def negate_checkpoint(
 @app.command("run")
 def run_experiment(
     experiment: Annotated[
-        str, typer.Argument(metavar="NAME|FILE.toml", help="A shipped experiment, or your own file.")
+        str,
+        typer.Argument(
+            metavar="NAME|FILE.toml", help="A shipped experiment, or your own file.", autocompletion=complete_experiment
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write the rows as JSON; else runs/NAME.json.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the run is kept; else runs/NAME."),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Instead of the file's, such as 0,1,2.")] = None,
-    data: Annotated[str | None, typer.Option(help="Another data set: a name, or package.module:function.")] = None,
-    model: Annotated[str | None, typer.Option(help="Another network: a name, or package.module:Class.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Instead of the file's, such as training.rounds=20."),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the data set's files lie.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set first.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes side by side; else as many as cores.", min=1)] = None,
+    cache: Annotated[
+        Path, typer.Option(envvar="FEDUNLEARN_CACHE", help="Trained and retrained models that runs share.")
+    ] = Path("~/.cache/fedunlearn/models"),
+    as_json: Json = False,
 ) -> None:
-    """Compare methods at one deletion request, and print the paper's table."""
+    """Compare methods at one deletion request; broken off, the same command goes on."""
     from fedunlearn import console
-    from fedunlearn import experiment as experiments
     from fedunlearn.data import datasets
-    from fedunlearn.evaluation.table import table
+    from fedunlearn.experiment import load
+    from fedunlearn.report.page import publish
+    from fedunlearn.report.report import assemble
+    from fedunlearn.runfolder import RunFolder
+    from fedunlearn.runner import run
 
-    plan = experiments.changed(experiments.load(experiment), seeds=_numbers(seeds), data=data, model=model)
-    output = output or Path("runs") / f"{Path(experiment).stem}.json"
-    _require_writable(output)
+    plan = load(experiment, overrides or ())
+    folder = output or Path("runs") / Path(experiment).stem
+    RunFolder(folder).require_usable()
     if download:
         datasets.download(plan.data.name, data_dir)
-    rows: list[Row] = []
+    started = shlex.join(["fedunlearn", *sys.argv[1:]])
+    rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache.expanduser(), command=started)
     try:
-        with console.watching(experiments.total_rounds(plan)) as show:
-            for row in experiments.run(plan, workers=workers, data_dir=data_dir):
-                rows.append(row)
+        with console.watching(plan.total_rounds) as show:
+            for row in rows:
                 show(row)
-    except BaseException:  # what was done before an error or Ctrl-C is not lost
-        if rows:
-            experiments.write(output, plan, rows)
-            print(f"fedunlearn: broken off; what was done is in {output}", file=sys.stderr)
-        raise
-    console.print_comparison(plan.title, table(rows))
-    experiments.write(output, plan, rows)
-    print(f"rows: {output}")
+    except KeyboardInterrupt:
+        rows.close()
+        print(f"fedunlearn: stopped; what was done is in {folder}, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    report = assemble(folder)
+    pages = publish([report], folder)
+    if as_json:
+        _print_json({"folder": str(folder), **report.summary()})
+        return
+    console.print_report(report)
+    print(f"report: {pages}")
+
+
+@app.command("report")
+def report_run(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write; else the run's folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's page, figures and tables anew; of a run under way, from the seeds that are complete."""
+    from fedunlearn import console
+    from fedunlearn.report.page import publish
+    from fedunlearn.report.report import read_report
+
+    report = read_report(run)
+    page = publish([report], output or (run if run.is_dir() else run.parent))
+    if as_json:
+        _print_json(report.summary())
+        return
+    console.print_report(report)
+    print(f"report: {page}")
+
+
+@app.command("compare")
+def compare_runs(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN RUN ...", help="Folders of runs, or their report.json.", autocompletion=complete_run
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write; else runs/compared.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show several runs on one page, and tell in what their configurations differ."""
+    from fedunlearn import console
+    from fedunlearn.report.page import publish
+    from fedunlearn.report.report import compare
+
+    comparison = compare(runs)
+    page = publish(comparison.reports, output or Path("runs/compared"))
+    if as_json:
+        _print_json(comparison.summary())
+        return
+    console.print_comparison(comparison)
+    print(f"page: {page}")
 
 
 @app.command("experiments")
-def list_experiments() -> None:
-    """List the experiments that come with the package."""
-    from fedunlearn import experiment as experiments
+def list_experiments(as_json: Json = False) -> None:
+    """List the experiments that come with the package, with the minutes that each takes on two cores."""
+    from fedunlearn.experiments import shipped
+    from fedunlearn.tomlfile import read
 
-    for name in experiments.shipped():
-        print(f"{name}: {experiments.load(name).title}")
+    named = shipped()
+    tables = {name: read(path, named).table for name, path in named.items()}
+    if as_json:
+        _print_json([{"name": n, "title": t["title"], "minutes": t["minutes"]} for n, t in tables.items()])
+        return
+    for name, table in tables.items():
+        print(f"{name}: {table['title']} ({table['minutes']:g} min)")
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError:
-        raise ValueError(f"--seeds takes whole numbers with commas between them, such as 0,1,2, not {text!r}") from None
+def _print_json(content: object) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _network(name: str) -> nn.Module:
@@ -183,7 +261,10 @@ def _network(name: str) -> nn.Module:
     return build(name, 1000, (3, 224, 224))
 
 
-def _print_layers(rows: Sequence[Layer], default: Collection[str]) -> None:
+def _print_layers(rows: Sequence[Layer], default: Collection[str], as_json: bool) -> None:
+    if as_json:
+        _print_json([{**dataclasses.asdict(row), "default": row.name in default} for row in rows])
+        return
     from rich.table import Table
 
     from fedunlearn.console import console

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:  # else a table of layers would wait for torch
-    from fedunlearn.evaluation.table import Line, Row, Spread
+    from fedunlearn.evaluation.rows import Row
+    from fedunlearn.evaluation.table import Line, Spread
+    from fedunlearn.report.report import Comparison, Report
 
-__all__ = ["console", "print_comparison", "watching"]
+__all__ = ["console", "print_comparison", "print_report", "watching"]
 
 
 def console(width: int | None = None) -> Console:
@@ -36,52 +38,83 @@ def watching(rounds: int) -> Iterator[Callable[[Row], None]]:
         yield show
 
 
-def print_comparison(title: str, lines: Sequence[Line]) -> None:
-    """The paper's table, in two that fit a terminal of 80 columns: how good, and at what price."""
-    from fedunlearn.evaluation.table import ORIGINAL
+def print_report(report: Report) -> None:
+    """The paper's table, in three that fit a terminal of 80 columns: how good, at what price, and stopped when."""
+    from fedunlearn.evaluation.rows import ORIGINAL
+    from fedunlearn.evaluation.table import REFERENCE
 
     out = console()
-    out.print(title, style="bold")
+    lines = report.table()
+    out.print(report.title, style="bold")
     quality = _table("Retain %", "Forget %", "Test %", "MIA %", "MIA-eff. %", "Avg. gap")
-    price = _table("Rounds", "Bytes", "FLOPs", "Seconds", "Gap per seed", "Best gap (round)")
+    price = _table("Rounds", "Bytes", "FLOPs", "Seconds", "Gap per seed")
     for line in lines:
         measures = (line.retain, line.forget, line.test, line.mia, line.mia_efficacy)
         style = "dim" if line.method == ORIGINAL else ""
         quality.add_row(line.method, *map(_spread, measures), f"{line.gap.of_means:.2f}", style=style)
-        price.add_row(
-            line.method,
-            str(line.rounds),
-            f"{line.bytes:.2e}",
-            f"{line.flops:.2e}",
-            f"{line.seconds:.1f}",
-            f"{line.gap.mean:.2f}",
-            f"{line.best.gap:.2f} ({line.best.rounds})" if line.best else "",
-            style=style,
-        )
+        price.add_row(line.method, f"{line.rounds:g}", *_price(line), f"{line.gap.mean:.2f}", style=style)
     out.print(quality)
     out.print(price)
-    seeds = max(line.seeds for line in lines)
+    stops = _table("Stop rule", "Rounds", "Avg. gap", "Bytes", "FLOPs", "Seconds")
+    for rule in report.rules[1:]:
+        for line in report.table(rule):
+            if line.method not in (ORIGINAL, REFERENCE):
+                met = "" if line.met == line.seeds else f" (met in {line.met} of {line.seeds})"
+                gap = f"{line.gap.of_means:.2f}"
+                stops.add_row(line.method, rule.name, f"{line.rounds:.3g}{met}", gap, *_price(line))
+    out.print(stops)
+    seeds = len(report.seeds)
     out.print(
         f"""Mean ± sd over {seeds} seed{"s" * (seeds > 1)}; in brackets the distance to Retrain's mean. Every
 measure is two-sided: Retrain's value is the target, above is as far as below.
 MIA: accuracy of a membership attack, forget against test samples. MIA-eff.:
 share of forget samples that another attack takes for non-members.
 Avg. gap: mean of the distances in retain, forget, test and MIA (the paper's
-reading); per seed: the same of each seed's own models, averaged. Best gap: the
-oracle's choice among the scored rounds, which needs the Retrain models.
-Bytes: parameters, both ways. FLOPs: at the clients. Neither these nor seconds
-hold the first training, which is Original's. Seconds hold the start of worker
-processes in whose rounds it fell: compare them in long runs only."""
+reading); per seed: the same of each seed's own models, averaged. Bytes:
+parameters, both ways. FLOPs: at the clients. Neither these nor seconds hold the
+first training, which is Original's. Seconds hold the start of worker processes
+in whose rounds it fell: compare them in long runs only.
+Stop rules: oracle, the scored round closest to Retrain, which needs the Retrain
+models; recovered, once validation accuracy is back and flat, which needs none."""
     )
+    for failure in report.failures:
+        out.print(f"{failure.method} is in no table: seed {failure.seed}, after {failure.rounds} rounds: {failure.why}")
+    if report.missing:
+        out.print(f"not complete yet, and not counted: seed {', '.join(map(str, report.missing))}")
 
 
-def _table(*headings: str) -> Table:
+def print_comparison(comparison: Comparison) -> None:
+    """In what the runs differ, and their methods under one another."""
+    out = console()
+    names = [report.name for report in comparison.reports]
+    if comparison.differences:
+        differ = _table(*names, first="Differs")
+        for entry, values in comparison.differences.items():
+            differ.add_row(entry, *("" if value is None else str(value) for value in values))
+        out.print(differ)
+    else:
+        out.print("the experiments do not differ")
+    quality = _table("Method", "Retain %", "Forget %", "Test %", "MIA %", "Avg. gap", "Bytes", first="Run")
+    for report in comparison.reports:
+        for line in report.table():
+            measures = (line.retain, line.forget, line.test, line.mia)
+            gap = f"{line.gap.of_means:.2f}"
+            quality.add_row(report.name, line.method, *map(_spread, measures), gap, f"{line.bytes:.2e}")
+    out.print(quality)
+    out.print("Distances and gaps are to each run's own Retrain.")
+
+
+def _price(line: Line) -> tuple[str, str, str]:
+    return f"{line.bytes:.2e}", f"{line.flops:.2e}", f"{line.seconds:.1f}"
+
+
+def _table(*headings: str, first: str = "Method") -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("Method")
+    table.add_column(first)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-def _spread(s: Spread) -> str:
-    return f"{s.mean:.2f}±{s.sd:.2f}\n({s.distance:.2f})"
+def _spread(s: Spread | None) -> str:
+    return "" if s is None else f"{s.mean:.2f}±{s.sd:.2f}\n({s.distance:.2f})"

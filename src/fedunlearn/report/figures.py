@@ -1,0 +1,419 @@
+"""The figures of one run or of several: drawn once, for the page, as SVG files and as PDF files.
+
+Colours are names here. A file has the light theme's; in the page each becomes a CSS variable, so that one drawing
+serves light and dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from statistics import fmean, stdev
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
+from fedunlearn.evaluation.scores import LOSS_EDGES, MEASURES, Scores, average_gap
+from fedunlearn.evaluation.stopping import Recovered
+from fedunlearn.evaluation.table import REFERENCE, Line
+from fedunlearn.report.report import Report
+
+__all__ = ["COLOURS", "Picture", "Series", "losses", "measures", "partition", "prices", "series_of", "validation"]
+
+COLOURS = {
+    "ink": ("#1c2128", "#e9e6df"),
+    "faint": ("#5c6570", "#a3a8b0"),
+    "line": ("#d5d2c9", "#3a3f47"),
+    "c1": ("#1b62a5", "#74b3f0"),
+    "c2": ("#b04c0c", "#f0995a"),
+    "c3": ("#24754a", "#6cc795"),
+    "c4": ("#7d3f98", "#c79be0"),
+    "c5": ("#ab2a5f", "#f08fb4"),
+    "c6": ("#6b5d00", "#d3c255"),
+    "c7": ("#00727b", "#5fc6cf"),
+    "c8": ("#8c3b2b", "#e09a8a"),
+}
+"""By name, for the light theme and for the dark one. Text in any of them has a contrast of 4.5 to its ground."""
+
+_LIGHT = {name: light for name, (light, _) in COLOURS.items()}
+_OWN = ("c2", "c3", "c4", "c5", "c6", "c7", "c8")
+_MARKERS = "os^Dv<>PX"
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+_WIDE, _NARROW, _LEGEND_ROW = (4.6, 2.95), (3.4, 2.3), 0.19  # inches
+_LABEL = 36  # characters that a legend or a title has room for
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _LIGHT["faint"],
+    "axes.labelcolor": _LIGHT["ink"],
+    "axes.titlecolor": _LIGHT["ink"],
+    "text.color": _LIGHT["ink"],
+    "xtick.color": _LIGHT["faint"],
+    "ytick.color": _LIGHT["faint"],
+    "xtick.labelcolor": _LIGHT["ink"],
+    "ytick.labelcolor": _LIGHT["ink"],
+    "axes.grid": True,
+    "grid.color": _LIGHT["line"],
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.4,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedunlearn",
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+}
+
+_BEFORE = "before, and margin"
+NAMES = {
+    "retain": "Retain accuracy",
+    "forget": "Forget accuracy",
+    "test": "Test accuracy",
+    "mia": "Membership attack",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure.
+
+    Attributes:
+        name: of its files.
+        figure: the drawing.
+        alt: what it shows, in words and numbers.
+        caption: how to read it.
+    """
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str
+
+    def svg(self) -> bytes:
+        """A file that stands alone, on white."""
+        return self._svg.replace("</defs>", '</defs>\n <rect width="100%" height="100%" fill="#ffffff"/>', 1).encode()
+
+    def pdf(self) -> bytes:
+        """A file for print."""
+        return self._drawn("pdf")
+
+    def inline(self) -> str:
+        """SVG for the page: colours as variables, ids that no other figure has, the text in the page's font."""
+        text = self._svg[self._svg.index("<svg") :]
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
+        for name, light in _LIGHT.items():
+            text = text.replace(light, f"var(--{name})")
+        text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
+        return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+
+    @cached_property
+    def _svg(self) -> str:
+        return self._drawn("svg").decode()
+
+    def _drawn(self, kind: str) -> bytes:
+        file = io.BytesIO()
+        date = {"svg": "Date", "pdf": "CreationDate"}[kind]  # without it the same run gives the same file
+        with mpl.rc_context(_STYLE):
+            self.figure.savefig(file, format=kind, metadata={date: None})
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Series:
+    """A method of a run, as it is drawn everywhere.
+
+    Attributes:
+        label: in legends.
+        method, run: whose it is; the position of the run among those on the page.
+        points: the scored rows, round by round, each a row a seed.
+        retrain: the scores of the final retrained models.
+        colour, marker, dash: of its line.
+    """
+
+    label: str
+    method: str
+    run: int
+    points: tuple[tuple[Row, ...], ...]
+    retrain: tuple[Scores, ...]
+    colour: str
+    marker: str
+    dash: Any
+
+    def values(self, measure: str) -> list[list[float]]:
+        """A measure round by round, a value a seed; rounds without it are left out."""
+        found = [[getattr(row.scores, measure) for row in point] for point in self.points]
+        return [values for values in found if None not in values]
+
+    def gaps(self) -> list[float]:
+        """Average gap to the final retrained models, round by round."""
+        return [average_gap([row.scores for row in rows if row.scores], self.retrain).of_means for rows in self.points]
+
+    def rounds(self) -> list[int]:
+        """Of recovery, or of Retrain."""
+        return [point[0].rounds for point in self.points]
+
+    def price(self, kind: str) -> list[float]:
+        """What it took so far, mean over seeds: bytes, FLOPs or seconds."""
+        bills = [[row.bill() for row in point] for point in self.points]
+        read: Callable[[Any], float] = {
+            "bytes": lambda bill: bill.traffic.down + bill.traffic.up,
+            "flops": lambda bill: bill.flops,
+            "seconds": lambda bill: bill.seconds,
+        }[kind]
+        return [fmean(map(read, point)) for point in bills]
+
+
+def series_of(reports: Sequence[Report]) -> list[Series]:
+    """Every method of every run, Original left out."""
+    several = len(reports) > 1
+    methods = list(dict.fromkeys(method for report in reports for method in report.methods))
+    others = [method for method in methods if method not in (REFERENCE, "NoT")]
+    colours = {REFERENCE: "ink", "NoT": "c1"} | {m: _OWN[i % len(_OWN)] for i, m in enumerate(others)}
+    found = []
+    for number, report in enumerate(reports):
+        by_method = curves(report.compared)
+        retrain = tuple(rows[-1].scores for rows in by_method[REFERENCE].values() if rows[-1].scores)
+        for method in report.methods:
+            points = tuple(zip(*by_method[method].values(), strict=True))
+            label = f"{report.name}: {method}" if several else method
+            dash = _DASHES[number % len(_DASHES)] if several or method != REFERENCE else (0, (5, 2))
+            marker = _MARKERS[methods.index(method) % len(_MARKERS)]
+            found.append(Series(label, method, number, points, retrain, colours[method], marker, dash))
+    return found
+
+
+def measures(series: Sequence[Series]) -> Iterator[Picture]:
+    """The four measures by round."""
+    for measure in MEASURES:
+        with _axes(NAMES[measure], "rounds", "%", legend=[one.label for one in series]) as (figure, axes):
+            ends: list[str] = []
+            curves_shown: list[list[float]] = []
+            for one in series:
+                values = one.values(measure)
+                means, spreads = [fmean(v) for v in values], [stdev(v) if len(v) > 1 else 0.0 for v in values]
+                low = [m - s for m, s in zip(means, spreads, strict=True)]
+                high = [m + s for m, s in zip(means, spreads, strict=True)]
+                axes.fill_between(one.rounds(), low, high, color=_LIGHT[one.colour], alpha=0.13, linewidth=0)
+                _line(axes, one, one.rounds(), means)
+                ends.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}")
+                curves_shown.append(means)
+            below = _focus(axes, curves_shown)
+            _legend(figure, axes)
+        alt = f"{NAMES[measure]} in percent, from the first scored round to the last: {'; '.join(ends)}."
+        caption = f"{NAMES[measure]} by round, mean ± sd over seeds.{below}"
+        yield Picture(f"measure-{measure}", figure, alt, caption)
+
+
+def prices(series: Sequence[Series], originals: Sequence[float]) -> Iterator[Picture]:
+    """The average gap to Retrain by what it took; ``originals``: the gap of each run's model before the request."""
+    kinds = {
+        "bytes": "bytes between server and clients",
+        "flops": "floating-point operations at the clients",
+        "seconds": "seconds of wall time",
+    }
+    for kind, what in kinds.items():
+        legend = [*(one.label for one in series), ORIGINAL]
+        with _axes("Average gap to Retrain", what, "percentage points", legend=legend) as (figure, axes):
+            ends = []
+            for one in series:
+                paid = [
+                    (x, y)
+                    for x, y, rounds in zip(one.price(kind), one.gaps(), one.rounds(), strict=True)
+                    if rounds > 0 and x > 0  # what is free has no place on a logarithmic axis
+                ]
+                if not paid:
+                    continue
+                _line(axes, one, *zip(*paid, strict=True))
+                best = min(paid, key=lambda point: point[1])
+                ends.append(f"{one.label} at best {best[1]:.2f} after {best[0]:.3g}, at last {paid[-1][1]:.2f}")
+            for number, gap in enumerate(originals):
+                axes.axhline(gap, color=_LIGHT["faint"], linewidth=1, linestyle=":", label=None if number else ORIGINAL)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_ylim(bottom=0)
+            _legend(figure, axes)
+        alt = f"Average gap to Retrain in percentage points against {what}: {'; '.join(ends)}."
+        yield Picture(f"gap-{kind}", figure, alt, f"Average gap against {what}; both from the request on.")
+
+
+def validation(series: Sequence[Series], reports: Sequence[Report]) -> Picture | None:
+    """What the stop rule that needs no Retrain reads; None where nobody keeps validation samples."""
+    if not all(one.values("validation") for one in series):
+        return None
+    legend = [*(one.label for one in series), _BEFORE]
+    with _axes("Validation accuracy of those who stay", "rounds", "%", legend=legend) as (figure, axes):
+        told, shown = [], []
+        for one in series:
+            if one.method == REFERENCE:
+                continue
+            means = [fmean(v) for v in one.values("validation")]
+            shown.append(means)
+            _line(axes, one, one.rounds(), means)
+            stop = _stop(one, reports[one.run])
+            if stop.met:
+                where = f"stopped after {stop.rounds:.3g} rounds on average, in {stop.met} of {stop.seeds} seeds"
+                y = np.interp(stop.rounds, one.rounds(), means)
+                axes.plot(stop.rounds, y, "o", markersize=8, markerfacecolor="none", color=_LIGHT[one.colour])
+            told.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}, {where if stop.met else 'nowhere stopped'}")
+        for number, report in enumerate(reports):
+            scores = [row.scores for row in _originals(report) if row.scores]
+            before = fmean(one.validation for one in scores if one.validation is not None)
+            margin = next(rule.margin for rule in report.rules if isinstance(rule, Recovered))
+            label = None if number else _BEFORE
+            axes.axhspan(before - margin, before, color=_LIGHT["faint"], alpha=0.18, linewidth=0, label=label)
+        below = _focus(axes, shown)
+        _legend(figure, axes)
+    alt = f"Validation accuracy in percent by round: {'; '.join(told)}."
+    caption = f"What the rule “recovered” reads; circles: where it stops, mean over seeds.{below}"
+    return Picture("validation", figure, alt, caption)
+
+
+def losses(report: Report, prefix: str = "") -> Iterator[Picture]:
+    """Histograms of the losses, of the model before the request and of every method's last."""
+    found = curves(report.compared)
+    centres = [(a * b) ** 0.5 for a, b in pairwise(LOSS_EDGES)]
+    kinds = {"retain": ("c1", "-"), "forget": ("c2", "-"), "test": ("ink", (0, (2, 1.5)))}
+    for method, seeds in found.items():
+        histograms = [rows[-1].scores.losses for rows in seeds.values() if rows[-1].scores]
+        title = "before the request" if method == ORIGINAL else method
+        with _axes(title, "loss of a sample", "% of samples", _NARROW) as (figure, axes):
+            peaks = []
+            for kind, (colour, dash) in kinds.items():
+                counts = [sum(column) for column in zip(*(getattr(h, kind) for h in histograms if h), strict=True)]
+                total = sum(counts) or 1
+                shares = [100 * count / total for count in counts]
+                axes.step(centres, shares, where="mid", color=_LIGHT[colour], linestyle=dash, label=kind, linewidth=1.3)
+                peaks.append(f"{kind} {_median(counts):.2g}")
+            axes.set_xscale("log")
+            axes.set(xlim=(LOSS_EDGES[0], LOSS_EDGES[-1]), ylim=(0, None))
+            _legend(figure, axes)
+        name = re.sub(r"[^A-Za-z0-9]+", "-", f"{prefix}losses-{method}").strip("-")
+        yield Picture(name, figure, f"Histogram of losses, {title}. Medians: {', '.join(peaks)}.", title)
+
+
+def partition(report: Report, prefix: str = "") -> Picture:
+    """Who holds what, of the first seed."""
+    seed, who = next(iter(report.partitions.items()))
+    rows, columns = len(who.clients), len(who.classes[0])
+    size = (_WIDE[0] * (2 if columns > 20 else 1), 0.75 + 0.2 * min(rows, 40))
+    most = max(map(max, who.classes)) or 1
+    with _axes("", "class", "client", size) as (figure, axes):
+        axes.grid(visible=False)
+        for y, counts in enumerate(who.classes):
+            gone = who.forget[y] > 0
+            for x, count in enumerate(counts):
+                colour = _LIGHT["c2" if gone else "c1"]
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=0.6 * count / most, linewidth=0))
+                if columns <= 12 and rows <= 40:
+                    axes.text(x, y, str(count), ha="center", va="center", fontsize=7)
+        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+        axes.set_yticks(range(rows), who.clients) if rows <= 40 else None
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        axes.tick_params(length=0)
+    leaving = [c for c, n in zip(who.clients, who.forget, strict=True) if n]
+    sizes = [sum(counts) for counts in who.classes]
+    alt = (
+        f"Training samples by client and class in seed {seed}: {rows} clients with {min(sizes)} to {max(sizes)} "
+        f"samples of {columns} classes; samples to be forgotten at {len(leaving)} of them."
+    )
+    caption = f"Training samples by client and class, seed {seed}; orange: clients with samples to be forgotten."
+    return Picture(f"{prefix}partition", figure, alt, caption)
+
+
+class _axes:  # noqa: N801 - used like a function
+    """A figure with one pair of axes, in our style, while it is drawn.
+
+    It grows with what is to stand in its legend, or nothing would be left for the axes.
+    """
+
+    def __init__(
+        self, title: str, x: str, y: str, size: tuple[float, float] = _WIDE, legend: Sequence[str] = ()
+    ) -> None:
+        self.context = mpl.rc_context(_STYLE)
+        self.labels, rows = (_short(title), x, y), -(-len(legend) // _columns(legend))
+        self.size = (size[0], size[1] + _LEGEND_ROW * max(rows - 1, 0))
+
+    def __enter__(self) -> tuple[Figure, Axes]:
+        self.context.__enter__()
+        self.figure = Figure(figsize=self.size, layout="constrained")
+        axes = self.figure.add_subplot()
+        title, x, y = self.labels
+        axes.set(title=title, xlabel=x, ylabel=y)
+        return self.figure, axes
+
+    def __exit__(self, *error: Any) -> None:
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")  # what is laid out once need not be for every format
+        self.context.__exit__(*error)
+
+
+def _line(axes: Axes, one: Series, x: Sequence[float], y: Sequence[float]) -> None:
+    every = max(len(x) // 8, 1)  # markers tell methods apart without colour; one at every round would hide the line
+    axes.plot(x, y, color=_LIGHT[one.colour], linestyle=one.dash, marker=one.marker, markevery=every, label=one.label)
+
+
+def _focus(axes: Axes, shown: Sequence[Sequence[float]]) -> str:
+    """Whole rounds, and an axis for what recovery does: a start far below would press everything else together."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    later = [value for means in shown for value in means[1:]]
+    if not later:
+        return ""
+    low, high = min(later), max(*later, *(means[0] for means in shown))
+    starts = [means[0] for means in shown if means[0] < low - 0.5 * (high - low)]
+    if not starts:
+        return ""
+    room = max(0.08 * (high - low), 0.5)
+    axes.set_ylim(low - room, high + room)
+    return f" Starts below the axis: {', '.join(f'{start:.0f} %' for start in sorted(set(starts)))}."
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, list(map(_short, labels)), loc="outside lower center", ncols=_columns(labels))
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
+
+
+def _columns(labels: Sequence[str]) -> int:
+    longest = min(max(map(len, labels), default=1), _LABEL)
+    return max(1, min(len(labels), 52 // (longest + 5)))
+
+
+def _originals(report: Report) -> list[Row]:
+    return [rows[-1] for rows in curves(report.compared)[ORIGINAL].values()]
+
+
+def _stop(one: Series, report: Report) -> Line:
+    rule = next(rule for rule in report.rules if isinstance(rule, Recovered))
+    return next(line for line in report.table(rule) if line.method == one.method)
+
+
+def _median(counts: Sequence[int]) -> float:
+    half, so_far = sum(counts) / 2, 0
+    for edge, count in zip(LOSS_EDGES[1:], counts, strict=True):
+        so_far += count
+        if so_far >= half:
+            return edge
+    return LOSS_EDGES[-1]

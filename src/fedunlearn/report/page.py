@@ -1,0 +1,278 @@
+"""The page of one run or of several: one file that needs no network and no script; and the files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import jinja2
+import tomli_w
+from markupsafe import Markup
+
+from fedunlearn.atomic import atomic_write
+from fedunlearn.evaluation.published import Printed
+from fedunlearn.evaluation.rows import ORIGINAL, Row
+from fedunlearn.evaluation.scores import MEASURES
+from fedunlearn.evaluation.stopping import StopRule
+from fedunlearn.evaluation.table import REFERENCE, Line
+from fedunlearn.report import figures, tables
+from fedunlearn.report.figures import COLOURS, NAMES, Picture, Series
+from fedunlearn.report.report import FILE, Comparison, Report, write_report
+
+__all__ = ["page", "publish"]
+
+_PHASES = {
+    "train": "first training",
+    "unlearn": "unlearning step",
+    "recover": "recovery",
+    "evaluate": "validation checks",
+}
+
+
+def publish(reports: Sequence[Report], folder: Path) -> Path:
+    """Write everything that people read into a folder: the page, figures as SVG and PDF, tables, and the JSON.
+
+    Returns:
+        The page: ``report.html``, or ``compare.html`` for several runs.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    pictures = _Pictures.of(reports)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for picture in pictures.all():
+        _write(folder / "figures" / f"{picture.name}.svg", picture.svg())
+        _write(folder / "figures" / f"{picture.name}.pdf", picture.pdf())
+    _write(folder / "table.csv", tables.as_csv(reports).encode())
+    _write(folder / "table.md", tables.as_markdown(reports).encode())
+    _write(folder / "table.tex", tables.as_latex(reports).encode())
+    if len(reports) == 1:
+        write_report(reports[0], folder / FILE)
+    path = folder / ("report.html" if len(reports) == 1 else "compare.html")
+    _write(path, _rendered(reports, pictures).encode())
+    return path
+
+
+def page(reports: Sequence[Report]) -> str:
+    """The page's HTML."""
+    return _rendered(reports, _Pictures.of(reports))
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """All figures of a page, by where they stand in it."""
+
+    measures: list[Picture]
+    prices: list[Picture]
+    validation: Picture | None
+    losses: list[list[Picture]]
+    partitions: list[Picture]
+
+    @classmethod
+    def of(cls, reports: Sequence[Report]) -> _Pictures:
+        series = figures.series_of(reports)
+        prefixes = [f"run{number}-" if len(reports) > 1 else "" for number in range(1, len(reports) + 1)]
+        return cls(
+            list(figures.measures(series)),
+            list(figures.prices(series, [_original(report).gap.of_means for report in reports])),
+            figures.validation(series, reports),
+            [list(figures.losses(report, prefix)) for report, prefix in zip(reports, prefixes, strict=True)],
+            [figures.partition(report, prefix) for report, prefix in zip(reports, prefixes, strict=True)],
+        )
+
+    def all(self) -> Iterator[Picture]:
+        yield from self.measures
+        yield from self.prices
+        if self.validation is not None:
+            yield self.validation
+        for group in self.losses:
+            yield from group
+        yield from self.partitions
+
+
+def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"amount": _amount, "inline": _inline}
+    series = figures.series_of(reports)
+    return environment.get_template("template.html").render(
+        reports=reports,
+        several=len(reports) > 1,
+        title=" / ".join(dict.fromkeys(report.title for report in reports)),
+        differences=Comparison(tuple(reports)).differences,
+        pictures=pictures,
+        numbers=list(_numbers(series)),
+        names=NAMES,
+        measures=MEASURES,
+        original=ORIGINAL,
+        reference=REFERENCE,
+        colours=COLOURS,
+        asked=_asked,
+        facts=_facts,
+        best=_best,
+        stops=_stops,
+        beside=_beside,
+        phases=_phases,
+        resolved=lambda report: tomli_w.dumps(dict(report.experiment)),
+        environment=_environment,
+    )
+
+
+def _inline(picture: Picture) -> Markup:
+    return Markup(picture.inline())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def _original(report: Report) -> Line:
+    return next(line for line in report.table() if line.method == ORIGINAL)
+
+
+def _asked(report: Report) -> str:
+    """Who asked for what, in a sentence."""
+    request = report.experiment["request"]
+    kind = request["kind"]
+    if kind == "Client":
+        said = f"Client {request['client']} asks that all its data be forgotten"
+    elif kind == "Class":
+        said = f"All samples of class {request['label']} are to be forgotten, whoever holds them"
+    else:
+        instances = request["instances"]
+        said = f"{sum(map(len, instances.values()))} single samples of {len(instances)} clients are to be forgotten"
+    who = next(iter(report.partitions.values()))
+    going, total = sum(who.forget), sum(map(sum, who.classes))
+    holders = sum(number > 0 for number in who.forget)
+    return (
+        f"{said}: {going:,} of {total:,} training samples ({100 * going / total:.3g} %), "
+        f"held by {holders} of {len(who.clients)} clients."
+    )
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """The setting, for a glance."""
+    plan = report.experiment
+    data, training, recovery = plan["data"], plan["training"], plan["recovery"]
+    said = plan["model"].get("options", {})
+    options = ", ".join(f"{name} {value}" for name, value in said.items())
+    return [
+        ("Data", f"{data['name']}, {_kind(data['partition'])}, {data['clients']} clients"),
+        ("Network", plan["model"]["name"] + (f" ({options})" if options else "")),
+        ("Training", f"{training['rounds']} rounds, {_kind(training['optimizer'])}, batch {training['batch_size']}"),
+        ("Recovery", f"{recovery['rounds']} rounds, scored every {recovery['evaluate_every']}"),
+        ("Seeds", ", ".join(map(str, report.seeds))),
+    ]
+
+
+def _kind(table: Mapping[str, Any]) -> str:
+    entries = ", ".join(f"{name} {value}" for name, value in table.items() if name != "kind")
+    return f"{table['kind']} ({entries})" if entries else str(table["kind"])
+
+
+def _best(report: Report) -> float | None:
+    """The smallest gap of those that are compared."""
+    gaps = [line.gap.of_means for line in report.table() if line.method not in (ORIGINAL, REFERENCE)]
+    return min(gaps, default=None)
+
+
+def _stops(report: Report) -> list[tuple[str, list[tuple[StopRule, Line]]]]:
+    """Of each method that is compared, where each rule stops it."""
+    found: dict[str, list[tuple[StopRule, Line]]] = {}
+    for rule in report.rules:
+        for line in report.table(rule):
+            if line.method not in (ORIGINAL, REFERENCE):
+                found.setdefault(line.method, []).append((rule, line))
+    return list(found.items())
+
+
+def _beside(report: Report) -> list[tuple[Printed, Line | None, float | None]]:
+    """What the paper printed, our line for it where there is one, and our bytes as a share of Retrain's."""
+    block = report.published
+    if block is None:
+        return []
+    ours = {line.method: line for line in report.table()}
+    retrain = ours[REFERENCE].bytes
+    lines = [(row, ours.get(row.method)) for row in block.rows]
+    return [(row, line, line.bytes / retrain if line and retrain else None) for row, line in lines]
+
+
+def _phases(report: Report) -> list[dict[str, Any]]:
+    """What each phase of each method took, mean over seeds."""
+    last: dict[str, dict[int, Row]] = {}
+    for row in report.compared:
+        last.setdefault(row.method, {})[row.seed] = row
+    found = []
+    for method, rows in last.items():
+        phases = dict.fromkeys(phase for row in rows.values() for phase in row.costs)
+        for phase in phases:
+            costs = [row.costs[phase] for row in rows.values() if phase in row.costs]
+            found.append(
+                {
+                    "method": method,
+                    "phase": _PHASES[phase],
+                    "down": fmean(cost.traffic.down for cost in costs),
+                    "up": fmean(cost.traffic.up for cost in costs),
+                    "all": fmean(cost.traffic.down_all + cost.traffic.up_all for cost in costs),
+                    "flops": fmean(cost.flops for cost in costs),
+                    "seconds": fmean(cost.seconds for cost in costs),
+                    "storage": fmean(cost.storage for cost in costs),
+                }
+            )
+    return found
+
+
+def _numbers(series: Sequence[Series]) -> Iterator[dict[str, Any]]:
+    """The curves as rows of a table."""
+    for one in series:
+        for at, (point, gap) in enumerate(zip(one.points, one.gaps(), strict=True)):
+            means = {measure: fmean(one.values(measure)[at]) for measure in MEASURES}
+            known = [row.scores.validation for row in point if row.scores and row.scores.validation is not None]
+            yield {
+                "label": one.label,
+                "rounds": point[0].rounds,
+                **means,
+                "gap": gap,
+                "validation": fmean(known) if known else None,
+                "bytes": one.price("bytes")[at],
+            }
+
+
+def _environment(report: Report) -> list[tuple[str, str]]:
+    """On what it ran; of several sessions the last."""
+    if not report.sessions:
+        return []
+    session = report.sessions[-1]
+    memory = f"{_amount(session['memory_bytes'])}B of memory" if session.get("memory_bytes") else "memory not known"
+    versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+    decides = session.get("decides", {})
+    first, last = report.sessions[0]["started"], session["started"]
+    computed = " ".join([str(decides.get("device", "not known")), *session["accelerators"]])
+    facts = [
+        ("Command", session["command"]),
+        ("Sessions", f"{len(report.sessions)}; the first began {first}, the last {last}"),
+        ("Versions", f"Python {session['python']}, {versions}"),
+        ("Code", f"commit {session['commit'] or 'not known'}, digest {session['code']}"),
+        ("Machine", f"{session['processor']}, {session['cores']} cores, {memory}, {session['system']}"),
+        ("Computed on", computed),
+        ("Data", f"training {decides.get('training data', 'not known')}, test {decides.get('test data', 'not known')}"),
+    ]
+    if report.cached:
+        facts.append(("From the cache", f"{'; '.join(report.cached)}: their seconds are of the run that did them"))
+    return facts
+
+
+def _amount(number: float | None) -> str:
+    """A number with a prefix, such as 76.7 M."""
+    if number is None:
+        return ""
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(number) >= 10**power:
+            return f"{number / 10**power:.3g}\N{NO-BREAK SPACE}{prefix}"
+    return f"{number:.3g}"

@@ -1,0 +1,221 @@
+"""A run's results: put together from its folder, written as JSON, and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedunlearn.atomic import write_json
+from fedunlearn.evaluation.published import Block, published
+from fedunlearn.evaluation.rows import ORIGINAL, Row
+from fedunlearn.evaluation.stopping import Fixed, Oracle, Recovered, StopRule
+from fedunlearn.evaluation.table import Line, table
+from fedunlearn.record import RecordError, read_json
+from fedunlearn.runfolder import FolderError, RunFolder, differences
+from fedunlearn.simulation import Partition
+
+__all__ = ["Comparison", "Failure", "Report", "assemble", "compare", "read_report", "write_report"]
+
+FILE = "report.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A method that did not come to its end.
+
+    Attributes:
+        method: its name.
+        seed: of the run.
+        rounds: of recovery that it had done.
+        why: in a sentence.
+    """
+
+    method: str
+    seed: int
+    rounds: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found.
+
+    Attributes:
+        experiment: as its file says it, with nothing left to defaults.
+        rows: of the seeds that are complete.
+        partitions: who holds what, by seed.
+        failures: methods that diverged; they are in no table.
+        sessions: on what it ran, one entry a start of the command.
+        cached: parts that another run had done, as ``seed, name``: their seconds are of that run.
+        missing: seeds that are not complete yet.
+        name: of the run.
+    """
+
+    experiment: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    partitions: Mapping[int, Partition]
+    failures: tuple[Failure, ...] = ()
+    sessions: tuple[Mapping[str, Any], ...] = ()
+    cached: tuple[str, ...] = ()
+    missing: tuple[int, ...] = ()
+    name: str = field(default="", compare=False)
+
+    @property
+    def title(self) -> str:
+        """In a line."""
+        return str(self.experiment["title"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that are complete."""
+        return tuple(dict.fromkeys(row.seed for row in self.rows))
+
+    @cached_property
+    def compared(self) -> tuple[Row, ...]:
+        """The rows of all that came to its end in every seed."""
+        lost = {failure.method for failure in self.failures}
+        return tuple(row for row in self.rows if row.method not in lost)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that came to their end, Retrain among them, in the experiment's order."""
+        return tuple(method for method in dict.fromkeys(row.method for row in self.compared) if method != ORIGINAL)
+
+    @cached_property
+    def rules(self) -> tuple[StopRule, ...]:
+        """The stop rules that are compared."""
+        said = {key: value for key, value in self.experiment["recovery"]["stop"].items() if key != "kind"}
+        return Fixed(), Oracle(), Recovered(**said)
+
+    def table(self, rule: StopRule | None = None) -> list[Line]:
+        """A line per method where ``rule`` stops it; None: after all rounds."""
+        return table(self.compared, rule)
+
+    @property
+    def published(self) -> Block | None:
+        """What the paper printed of this, if the experiment says where."""
+        return published(self.experiment["published"]) if "published" in self.experiment else None
+
+    def summary(self) -> dict[str, Any]:
+        """What a script would want of it: the tables at every stop rule."""
+        tables = {rule.name: [dataclasses.asdict(line) for line in self.table(rule)] for rule in self.rules}
+        return {"title": self.title, "seeds": list(self.seeds), "missing": list(self.missing), "tables": tables}
+
+
+def assemble(folder: Path) -> Report:
+    """Put a report together from a run's folder, of the seeds that are complete.
+
+    Raises:
+        FolderError: it is no run's folder, or no seed is complete yet.
+        RecordError: something in it is not as a run writes it.
+    """
+    home = RunFolder(folder)
+    experiment = home.experiment
+    parts = 2 + len(experiment["methods"])
+    rows: list[Row] = []
+    partitions: dict[int, Partition] = {}
+    failures: list[Failure] = []
+    cached: list[str] = []
+    missing = []
+    for seed in experiment["seeds"]:
+        records = home.records(seed)
+        if len(records) < parts or not all(record.complete for record in records):
+            missing.append(seed)
+            continue
+        partitions[seed] = TypeAdapter(Partition).validate_python(home.partition(seed))
+        training, original, *others = records
+        rows += [*training.rows[:-1], *original.rows, *(row for record in others for row in record.rows)]
+        for record in (training, *others):
+            last = record.rows[-1]
+            if record.failed:
+                failures.append(Failure(last.method, seed, last.rounds, record.failed))
+            if record.cached:
+                cached.append(f"seed {seed}, {'first training' if record is training else last.method}")
+    if not partitions:
+        raise FolderError(f"in {folder} no seed is complete yet: let the run go on, by the same command")
+    return Report(
+        experiment,
+        tuple(rows),
+        partitions,
+        tuple(failures),
+        tuple(home.sessions),
+        tuple(cached),
+        tuple(missing),
+        folder.resolve().name,
+    )
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write a report as JSON, with its tables, for scripts."""
+    content = {"format": _FORMAT, **dataclasses.asdict(report), **report.summary()}
+    write_json(path, content)
+
+
+def read_report(path: Path) -> Report:
+    """A run's report: from its folder, or from the JSON that was written of it.
+
+    Raises:
+        FolderError: there is no run there.
+        RecordError: the file is none of ours.
+    """
+    if path.is_dir():
+        return assemble(path)
+    content = read_json(path)
+    if not content:
+        raise FolderError(f"there is no run at {path}: name a run's folder, or its {FILE}")
+    if content.get("format") != _FORMAT:
+        raise RecordError(
+            f"{path} is no report of this version: it has format {content.get('format')!r}, not {_FORMAT}"
+        )
+    names = [entry.name for entry in dataclasses.fields(Report)]
+    try:
+        return TypeAdapter(Report).validate_python({name: content[name] for name in names if name in content})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecordError(f"{path} is no report: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side, each with its own Retrain.
+
+    Attributes:
+        reports: of the runs, with names that differ.
+    """
+
+    reports: tuple[Report, ...]
+
+    @property
+    def differences(self) -> dict[str, tuple[Any, ...]]:
+        """The entries in which the experiments differ, by dotted name, with what each has."""
+        return differences([dict(report.experiment) for report in self.reports])
+
+    def summary(self) -> dict[str, Any]:
+        """What a script would want of it."""
+        return {
+            "differences": self.differences,
+            "runs": {report.name: report.summary() for report in self.reports},
+        }
+
+
+def compare(paths: Sequence[Path]) -> Comparison:
+    """Read several runs.
+
+    Raises:
+        ValueError: there are fewer than two, or one is no run.
+    """
+    if len(paths) < 2:
+        raise ValueError("a comparison needs two runs or more: name their folders")
+    reports = [read_report(path) for path in paths]
+    names = [report.name for report in reports]
+    unique = [
+        name if names.count(name) == 1 and name else f"{name or 'run'} {number}" for number, name in enumerate(names, 1)
+    ]
+    return Comparison(tuple(dataclasses.replace(r, name=name) for r, name in zip(reports, unique, strict=True)))

@@ -1,0 +1,71 @@
+"""Reports to look at: one of a run, and odd ones made from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedunlearn.experiment import load
+from fedunlearn.report.report import Failure, Report, assemble
+from fedunlearn.runner import run
+
+TINY = """
+title = "One of four leaves"
+story = "Digits, in small."
+published = "table-1/cifar-10/cnn"
+seeds = [0, 1]
+[data]
+name = "digits"
+clients = 4
+samples = 60
+[model]
+name = "layernorm-cnn"
+options = { channels = [4, 8], kernel = 3 }
+[training]
+rounds = 6
+batch_size = 16
+optimizer = { kind = "SGD", lr = 0.05 }
+[request]
+kind = "Client"
+client = "0"
+[recovery]
+rounds = 6
+evaluate_every = 2
+stop = { kind = "Recovered", margin = 30, flat = 40, window = 2 }
+"""
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Of a tiny run."""
+    folder = tmp_path_factory.mktemp("runs")
+    path = folder / "tiny.toml"
+    path.write_text(TINY)
+    for _ in run(load(path), folder / "tiny", workers=1, command="fedunlearn run tiny.toml"):
+        pass
+    return assemble(folder / "tiny")
+
+
+@pytest.fixture(scope="session")
+def odd(report: Report) -> Report:
+    """What a page must survive: hostile text, endless names, many methods, a failure, a missing seed, no sessions."""
+    endless = "Negation_of_every_single_layer_" * 4
+    rows = list(report.rows)
+    for number in range(9):
+        method = f"{endless}{number}" if number == 0 else f"<b>Method</b> {number}"
+        rows += [replace(row, method=method) for row in report.rows if row.method == "NoT"]
+    experiment = {
+        **report.experiment,
+        "title": '<script>alert("title")</script> & "quotes"',
+        "story": "</style><img src=x onerror=alert(1)>" + "w" * 300,
+    }
+    failures = (Failure("FT", 1, 3, "the training loss became <nan>"),)
+    return replace(report, experiment=experiment, rows=tuple(rows), failures=failures, sessions=(), missing=(7, 8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """For what is written."""
+    return tmp_path / "written"

@@ -1,0 +1,308 @@
+"""The page, looked at by a browser: at two widths, in light and dark, for eyes, keyboards and screen readers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from fedunlearn.report.figures import COLOURS
+from fedunlearn.report.page import page, publish
+from fedunlearn.report.report import Report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
+KINDS = ("one", "odd", "several")
+LOOKS = [(width, scheme) for width in (1440, 390) for scheme in ("light", "dark")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield started
+        started.close()
+
+
+def complaints(browser: Browser, path: Path, width: int, scheme: str) -> list[str]:
+    """All that is wrong with a page, to a browser."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    try:
+        tab = context.new_page()
+        found: list[str] = []
+        tab.on("console", lambda message: found.append(f"console: {message.type} {message.text}"))
+        tab.on("pageerror", lambda error: found.append(f"error: {error}"))
+        tab.on("dialog", lambda dialog: (found.append(f"dialog: {dialog.message}"), dialog.dismiss()))  # type: ignore[func-returns-value]
+        tab.on("request", lambda request: found.append(f"request: {request.url}"))
+        tab.goto(path.as_uri())
+        found.remove(f"request: {path.as_uri()}")
+        found = [entry for entry in found if entry != "request: data:,"]
+        tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        found += overflowing(tab)
+        return found
+    finally:
+        context.close()
+
+
+def overflowing(tab: Page) -> list[str]:
+    """What is wider than its place, but for what is made to be scrolled."""
+    script = """() => {
+        const seen = [];
+        const wide = document.documentElement.clientWidth;
+        if (document.documentElement.scrollWidth > wide) seen.push(`page: ${document.documentElement.scrollWidth}`);
+        for (const one of document.body.querySelectorAll('*')) {
+            if (one.closest('.scroll, pre, svg, .skip')) continue;
+            const box = one.getBoundingClientRect();
+            const place = `${one.tagName} ${one.className} ${box.left} ${box.right}`;
+            if (box.right > wide + 1 || box.left < -1) seen.push(place);
+        }
+        return seen;
+    }"""
+    return [f"overflow: {entry}" for entry in tab.evaluate(script)]
+
+
+def barriers(browser: Browser, path: Path, width: int, scheme: str) -> list[str]:
+    """What axe finds that keeps people out."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,
+        bypass_csp=True,  # type: ignore[arg-type]
+    )
+    try:
+        tab = context.new_page()
+        tab.goto(path.as_uri())
+        tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        violations = Axe().run(tab).response["violations"]
+        return [f"{one['id']}: {[node['html'][:120] for node in one['nodes'][:3]]}" for one in violations]
+    finally:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def pages(report: Report, odd: Report, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Drawing takes seconds: once for all looks."""
+    folder = tmp_path_factory.mktemp("pages")
+    several = [replace(report, name="a"), replace(odd, name="b" * 60)]
+    for kind, shown in zip(KINDS, ([report], [odd], several), strict=True):
+        (folder / f"{kind}.html").write_text(page(shown), encoding="utf-8")
+    return {kind: folder / f"{kind}.html" for kind in KINDS}
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_browser_has_nothing_to_complain_of(
+    browser: Browser, pages: dict[str, Path], kind: str, width: int, scheme: str
+) -> None:
+    path = pages[kind]
+    assert complaints(browser, path, width, scheme) == []
+    assert barriers(browser, path, width, scheme) == []
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("planted", "complaint"),
+    [
+        ("<script>console.error('planted')</script>", "console: error planted"),
+        ("<script>throw new Error('planted')</script>", "error: planted"),
+        ("<img src='http://localhost:9/planted.png' alt=''>", "request: http://localhost:9/planted.png"),
+        ("<div style='width: 3000px'>planted</div>", "overflow: page: 3000"),
+        ("<p style='position: absolute; left: -50px'>planted</p>", "overflow: P  -50"),
+    ],
+)
+def test_what_is_looked_for_is_found(browser: Browser, tmp_path: Path, planted: str, complaint: str) -> None:
+    path = tmp_path / "planted.html"
+    path.write_text(f"<!doctype html><html lang=en><title>x</title><body style='margin:0'>{planted}</body></html>")
+    assert any(entry.startswith(complaint) for entry in complaints(browser, path, 1440, "light"))
+
+
+@needs_browser
+def test_barriers_are_found(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "planted.html"
+    path.write_text("<html><body><p style='color:#bbb;background:#ccc'>planted</p><img src='data:,'></body></html>")
+    found = " ".join(barriers(browser, path, 1440, "light"))
+    for barrier in ("color-contrast", "image-alt", "html-has-lang"):
+        assert barrier in found
+
+
+@needs_browser
+def test_all_can_be_reached_by_the_keyboard(browser: Browser, pages: dict[str, Path]) -> None:
+    path = pages["one"]
+    tab = browser.new_page(viewport={"width": 390, "height": 900})
+    tab.goto(path.as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    wanted = tab.evaluate("document.querySelectorAll('a, summary, .scroll').length")
+    seen = set()
+    for _ in range(wanted + 5):
+        tab.keyboard.press("Tab")
+        seen.add(tab.evaluate("[...document.querySelectorAll('a, summary, .scroll')].indexOf(document.activeElement)"))
+    assert seen - {-1} == set(range(wanted))
+    tab.goto(path.as_uri())
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    assert tab.evaluate("document.activeElement.getBoundingClientRect().left") >= 0  # and it is seen then
+    tab.close()
+
+
+@needs_browser
+def test_light_and_dark_are_two_pages(browser: Browser, pages: dict[str, Path]) -> None:
+    seen = []
+    for scheme in ("light", "dark"):
+        tab = browser.new_page(color_scheme=scheme)  # type: ignore[arg-type]
+        tab.goto(pages["one"].as_uri())
+        ground = tab.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        line = tab.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
+        seen.append((ground, line))
+        tab.close()
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] != seen[1][1]  # the figures too
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_contrast_of_black_and_white() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+@pytest.mark.parametrize("name", [name for name in COLOURS if name != "line"])
+def test_every_colour_can_be_read_on_its_ground(name: str) -> None:
+    """WCAG 2's AA for text, 4.5; axe does not look into drawings."""
+    template = (Path(__file__).parents[2] / "src/fedunlearn/report/template.html").read_text()
+    grounds = re.findall(r"--ground: (#\w+); --card: (#\w+); --mark: (#\w+)", template)
+    assert len(grounds) == 2
+    for colour, theme in zip(COLOURS[name], grounds, strict=True):
+        for ground in theme:
+            assert contrast(colour, ground) >= 4.5
+
+
+class Outline(HTMLParser):
+    """Ids, links to them, headings, and images with their descriptions."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.levels: list[int] = []
+        self.images: list[str | None] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.tags.add(tag)
+        if identity := named.get("id"):
+            self.ids.append(identity)
+        if tag == "a" and (target := named.get("href")):
+            self.links.append(target)
+        if re.fullmatch("h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        if named.get("role") == "img":
+            self.images.append(named.get("aria-label"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_is_one_file_that_hangs_together(pages: dict[str, Path], kind: str) -> None:
+    text = pages[kind].read_text(encoding="utf-8")
+    outline = Outline(text)
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert {link.removeprefix("#") for link in outline.links} <= set(outline.ids)
+    assert all(link.startswith("#") for link in outline.links)
+    assert outline.levels[0] == 1
+    assert all(
+        after <= before + 1 or before == 1 for before, after in zip(outline.levels, outline.levels[1:], strict=False)
+    )
+    assert all(label and re.search(r"\d", label) for label in outline.images)  # in words and numbers
+    assert outline.tags.isdisjoint({"script", "img", "iframe", "object", "embed"})
+    assert not re.search(r"(src|@import|url\()\s*=?\s*[\"']?https?:", text)
+
+
+def test_what_the_page_says_of_a_run(report: Report, pages: dict[str, Path]) -> None:
+    text = re.sub(r"<svg.*?</svg>", "", pages["one"].read_text(encoding="utf-8"), flags=re.DOTALL)
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
+    for said in (
+        "Client 0 asks that all its data be forgotten: 48 of 192 training samples (25 %), held by 1 of 4 clients.",
+        "Digits, in small.",
+        "fedunlearn run tiny.toml",
+        "Table 1: Client-wise federated unlearning, IID, first client forgets (cifar-10, cnn)",
+        "91.66 ± 0.12",
+        "layernorm-cnn (channels [4, 8], kernel 3)",
+        "torch ",
+    ):
+        assert said in words, said
+    for line in report.table():
+        for measure in (line.retain, line.forget, line.test, line.mia):
+            assert f"{measure.mean:.2f} ± {measure.sd:.2f}" in words
+        assert f"{line.gap.of_means:.2f}" in words
+    for name in ("fixed", "oracle", "recovered"):
+        assert f" {name} " in words
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({"kind": "Class", "label": 7}, "All samples of class 7 are to be forgotten, whoever holds them"),
+        (
+            {"kind": "Instances", "instances": {"0": [1, 2], "3": [4]}},
+            "3 single samples of 2 clients are to be forgotten",
+        ),
+    ],
+)
+def test_other_requests_in_words(report: Report, request_: dict[str, object], says: str) -> None:
+    assert says in page([replace(report, experiment={**report.experiment, "request": request_})])
+
+
+def test_failures_and_missing_seeds_are_told(pages: dict[str, Path]) -> None:
+    text = pages["odd"].read_text(encoding="utf-8")
+    assert "FT is in no table: in seed 1, after 3 rounds: the training loss became &lt;nan&gt;" in text
+    assert "is not complete: seed 7, 8 is missing" in text
+    assert "&lt;script&gt;alert(" in text
+
+
+def test_everything_is_written_beside_the_page(report: Report, folder: Path) -> None:
+    assert publish([report], folder) == folder / "report.html"
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    names = [*(f"measure-{m}" for m in ("retain", "forget", "test", "mia")), "gap-bytes", "gap-flops", "gap-seconds"]
+    names += ["validation", *(f"losses-{m}" for m in ("Original", "Retrain", "FT", "NoT")), "partition"]
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("svg", "pdf")}
+    for path in (folder / "figures").iterdir():
+        content = path.read_bytes()
+        if path.suffix == ".pdf":
+            assert content.startswith(b"%PDF-")
+            assert b"/Type3" not in content  # fonts that journals refuse
+        else:
+            ElementTree.fromstring(content)
+            assert b"var(--" not in content
+    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    publish([report], folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == first  # the same files again
+
+
+def test_several_runs_on_one_page(report: Report, folder: Path) -> None:
+    other = replace(report, name="other", experiment={**report.experiment, "title": "Another"})
+    path = publish([replace(report, name="first"), other], folder)
+    assert path == folder / "compare.html"
+    text = path.read_text()
+    assert "One of four leaves / Another" in text
+    assert re.search(r"<code>title</code></th><td[^>]*>One of four leaves</td><td[^>]*>Another</td>", text)
+    assert "first: NoT" in text  # in the legends
+    assert (folder / "figures" / "run2-losses-NoT.svg").is_file()
+    assert not (folder / "report.json").exists()
