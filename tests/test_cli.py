@@ -314,6 +314,19 @@ def test_comparing_runs(shell: Shell, tmp_path: Path) -> None:
     assert shell("compare", "runs/one")[2] == "fedunlearn: a comparison needs two runs or more: name their folders\n"
 
 
+def test_handing_a_run_to_trackers(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    assert shell("run", tmp_path / "tiny.toml", "-o", tmp_path / "run", "--workers", "1")[0] == 0
+    code, out, err = shell("export", tmp_path / "run", "--tensorboard", tmp_path / "logs")
+    assert (code, out) == (0, f"7 log directories in {tmp_path / 'logs'}\n"), err
+    assert len(list((tmp_path / "logs" / "run").iterdir())) == 7  # four with a seed, three with a gap
+    code, _, err = shell("export", tmp_path / "run")
+    assert (code, err) == (2, "fedunlearn: say where to: --tensorboard FOLDER, --mlflow URI, or both\n")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    code, _, err = shell("export", tmp_path / "run", "--mlflow", tmp_path / "ml")
+    assert (code, err) == (2, "fedunlearn: MLflow is not installed: pip install 'fedunlearn[mlflow]'\n")
+
+
 def test_json_for_scripts(shell: Shell, tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     code, out, _ = shell("run", tmp_path / "tiny.toml", "-o", tmp_path / "run", "--workers", "1", "--json")

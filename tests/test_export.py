@@ -5,7 +5,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +346,7 @@ def test_mlflow_says_what_a_run_is_of(store: Store) -> None:
         "methods": '[{"kind": "Retrain"}, {"kind": "NoT", "layers": "head", "include_bias": true}]',
         "data.name": "digits",
         "data.clients": "4",
+        "data.treatment": "{}",
         "training.optimizer.kind": "SGD",
         "training.optimizer.lr": "0.05",
         "recovery.rounds": "2",
@@ -394,22 +395,33 @@ def test_mlflow_that_fails_leaves_the_earlier_export(store: Store, monkeypatch: 
     assert {run.info.run_id for run in store.runs().values()} == set(again)
 
 
-def test_mlflow_takes_more_than_fits_in_one_request(store: Store) -> None:
+def test_mlflow_takes_more_than_fits_in_one_request(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {f"option{number}": number for number in range(150)}
     rows = [dataclasses.replace(ROWS[4], rounds=number) for number in range(150)]  # of 8 numbers each
     report = dataclasses.replace(REPORT, experiment={**EXPERIMENT, "model": {"options": options}}, rows=tuple(rows))
+    log = mlflow.MlflowClient.log_batch
+
+    def strict(client: mlflow.MlflowClient, run: str, metrics: Sequence[Any] = (), params: Sequence[Any] = ()) -> None:
+        assert len(metrics) <= 1000  # a server refuses more, a folder does not
+        assert len(params) <= 100
+        log(client, run, metrics=metrics, params=params)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", strict)
     to_mlflow(report, str(store.folder))
     run = store.runs()["Retrain", 0]
-    assert {name: value for name, value in run.data.params.items() if "option" in name and "model" in name} == {
+    assert {name: value for name, value in run.data.params.items() if name.startswith("model.")} == {
         f"model.options.option{number}": str(number) for number in range(150)
     }
     assert store.metrics(run)["cost/flops"] == [(number, FLOPS) for number in range(150)]
 
 
-def test_mlflow_takes_a_folder_from_where_we_are(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    to_mlflow(REPORT, store.folder.name)
-    assert len(store.runs()) == len(WANTED)
+def test_mlflow_takes_a_folder_from_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (tmp_path / "here", tmp_path / "there"):  # MLflow remembers the first by its name
+        place.mkdir()
+        monkeypatch.chdir(place)
+        to_mlflow(REPORT, "mlruns")
+        monkeypatch.chdir(tmp_path)
+        assert len(Store(place / "mlruns").runs()) == len(WANTED)
 
 
 def test_mlflow_prints_nothing(

@@ -236,6 +236,27 @@ def compare_runs(
     print(f"page: {page}")
 
 
+@app.command("export")
+def export_run(
+    run: Run,
+    tensorboard: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write TensorBoard's event files.")] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="Write to MLflow's store: a folder, or a server's address.")
+    ] = None,
+) -> None:
+    """Hand a run to TensorBoard or MLflow, which are extras; again, it is replaced."""
+    from fedunlearn.export import to_mlflow, to_tensorboard
+    from fedunlearn.report.report import read_report
+
+    if tensorboard is None and mlflow is None:
+        raise ValueError("say where to: --tensorboard FOLDER, --mlflow URI, or both")
+    report = read_report(run)
+    if tensorboard is not None:
+        print(f"{len(to_tensorboard(report, tensorboard))} log directories in {tensorboard}")
+    if mlflow is not None:
+        print(f"{len(to_mlflow(report, mlflow))} runs in {mlflow}")
+
+
 @app.command("experiments")
 def list_experiments(as_json: Json = False) -> None:
     """List the experiments that come with the package, with the minutes that each takes on two cores."""

@@ -24,6 +24,7 @@ from fedunlearn.evaluation.scores import Scores
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.report.figures import series_of
 from fedunlearn.report.report import Report
+from fedunlearn.runfolder import leaves
 
 __all__ = ["ExportError", "to_mlflow", "to_tensorboard"]
 
@@ -240,7 +241,8 @@ def _logged(client: Any, entities: Any, home: str, report: Report, track: _Track
     start = _milliseconds(began)
     tags = {name: value for name, value in tags.items() if value}
     run: str = client.create_run(home, start_time=start, tags=tags, run_name=track.label).info.run_id
-    params = [entities.Param(name, value) for name, value in _leaves(report.experiment)]
+    said = leaves(report.experiment)  # what is not text as JSON, which is TOML's spelling too, bar tables
+    params = [entities.Param(name, value if isinstance(value, str) else json.dumps(value)) for name, value in said]
     for some in _parts(params, _PARAMS):
         client.log_batch(run, params=some)
     metrics = [
@@ -255,15 +257,6 @@ def _logged(client: Any, entities: Any, home: str, report: Report, track: _Track
     for one in earlier:
         client.delete_run(one.info.run_id)
     return run
-
-
-def _leaves(table: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, str]]:
-    """The entries of a table by dotted name; what is not text as JSON, which is TOML's spelling too, bar tables."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{start}{key}.")
-        else:
-            yield f"{start}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

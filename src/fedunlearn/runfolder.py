@@ -24,7 +24,7 @@ from fedunlearn.environment import environment
 from fedunlearn.experiment import Experiment, resolved
 from fedunlearn.record import Record, copy_durably, read_json
 
-__all__ = ["Cache", "FolderError", "RunFolder", "differences"]
+__all__ = ["Cache", "FolderError", "RunFolder", "differences", "leaves"]
 
 _EXPERIMENT, _ENVIRONMENT, _PARTITION, _LOCK = "experiment.toml", "environment.json", "partition.json", ".lock"
 
@@ -204,7 +204,7 @@ class Cache:
 
 def differences(tables: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
     """The entries in which tables differ, by dotted name, with what each has; None where one has none."""
-    flat = [dict(_leaves(table, "")) for table in tables]
+    flat = [dict(leaves(table)) for table in tables]
     names = dict.fromkeys(name for leaves in flat for name in leaves)
     found = {name: tuple(leaves.get(name) for leaves in flat) for name in names}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
@@ -219,10 +219,11 @@ def _sweep(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a table and of the tables in it, by dotted name."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+            yield from leaves(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
 
