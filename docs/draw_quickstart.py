@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import tempfile
 from pathlib import Path
 from statistics import fmean, stdev
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from fedunlearn import experiment as experiments
-from fedunlearn.evaluation.table import Row
+from fedunlearn.evaluation.rows import Row
+from fedunlearn.experiment import load
+from fedunlearn.runner import run
 
 PICTURE = Path(__file__).parent / "pictures" / "quickstart.png"
 ROUNDS = 10
@@ -30,9 +31,9 @@ def curve(rows: list[Row], method: str, measure: str) -> tuple[list[int], list[f
 
 def main() -> None:
     """Run, draw, save."""
-    plan = experiments.load("quickstart")
-    plan = dataclasses.replace(plan, recovery=dataclasses.replace(plan.recovery, rounds=ROUNDS, evaluate_every=1))
-    rows = list(experiments.run(plan))
+    plan = load("quickstart", [f"recovery.rounds={ROUNDS}", "recovery.evaluate_every=1"])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(run(plan, Path(folder)))
 
     mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.3), sharey=True, layout="constrained")
