@@ -20,6 +20,12 @@ from fedunlearn.report.report import read_report
 PICTURES = Path(__file__).parent / "pictures"
 
 
+def save(seen: bytes, name: str) -> None:
+    """A palette is a quarter of the size, and flat colours lose nothing by it."""
+    picture = Image.open(io.BytesIO(seen)).quantize(128, dither=Image.Dither.NONE)
+    picture.save(PICTURES / f"{name}.png", optimize=True)
+
+
 def main() -> None:
     """Write the page anew, look at it, save what is seen."""
     report = read_report(Path(sys.argv[1]))
@@ -31,11 +37,12 @@ def main() -> None:
             for scheme in ("light", "dark"):
                 tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
                 tab.goto(page.as_uri())
-                seen = Image.open(io.BytesIO(tab.screenshot(full_page=True)))
-                # A palette is a quarter of the size, and flat colours lose nothing by it.
-                seen.quantize(128, dither=Image.Dither.NONE).save(
-                    PICTURES / f"report-{width}-{scheme}.png", optimize=True
-                )
+                save(tab.screenshot(full_page=True), f"report-{width}-{scheme}")
+                if (width, scheme) == (1440, "light"):
+                    save(
+                        tab.screenshot(full_page=True, clip={"x": 100, "y": 0, "width": 1240, "height": 940}),
+                        "report-top",
+                    )
                 tab.close()
         browser.close()
 

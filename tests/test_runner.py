@@ -520,17 +520,20 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
 # --- killed for good ---
 
 
-def killed_run(command: list[str], delay: float, folder: Path, environment: dict[str, str]) -> bool:
-    """Start a run, kill it with SIGKILL after a while; whether it had come to its end before."""
+def rows_in(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in folder.rglob("rows.jsonl"))
+
+
+def kill_at(rows: int, later: float, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Start a run and kill it with SIGKILL, so many seconds after it has written so many rows."""
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, errors = process.communicate(timeout=delay)
-        assert process.returncode == 0, errors.decode()
-        return True
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return False
+    while rows_in(folder / "killed") < rows:
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.02)
+    time.sleep(later)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 # In a process of its own: patches every method so that its unlearning phase is killed before and after its step.
@@ -587,15 +590,13 @@ def test_fashion_client_killed_at_fifty_instants_ends_in_the_same_report(tmp_pat
     environment = {**os.environ, "FEDUNLEARN_CACHE": str(tmp_path / "cache")}
     arguments = ["run", "fashion-client", "-o", "killed"]
     kill_in_every_unlearning_phase(arguments, tmp_path, environment)
-    rng, kills = random.Random(0), 0
-    while kills < 50:
-        command = [sys.executable, "-m", "fedunlearn", *arguments]
-        if killed_run(command, rng.uniform(2, 20), tmp_path, environment):
-            break
-        kills += 1
-    else:
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert kills == 50, f"it was done after {kills} kills: let them come sooner"
+    command = [sys.executable, "-m", "fedunlearn", *arguments]
+    rng, plan = random.Random(0), load("fashion-client")
+    rows = plan.total_rounds + len(plan.seeds) * (1 + len(plan.methods))  # at least: rounds, and models before them
+    for target in sorted(rng.sample(range(rows - 5), 50)):
+        kill_at(target, rng.uniform(0, 1), command, tmp_path, environment)
+    assert len(RunFolder(tmp_path / "killed").sessions) >= 50  # some were killed before they had got so far
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     plain = [sys.executable, "-m", "fedunlearn", "run", "fashion-client", "-o", "whole"]
     environment["FEDUNLEARN_CACHE"] = str(tmp_path / "other cache")
     subprocess.run(plain, cwd=tmp_path, env=environment, check=True, capture_output=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedunlearn.names import Layer
+    from fedunlearn.report.report import Report
 
 __all__ = ["app", "main"]
 
@@ -179,12 +180,7 @@ def run_experiment(
         print(f"fedunlearn: stopped; what was done is in {folder}, and the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
     report = assemble(folder)
-    pages = publish([report], folder)
-    if as_json:
-        _print_json({"folder": str(folder), **report.summary()})
-        return
-    console.print_report(report)
-    print(f"report: {pages}")
+    _show(report, publish([report], folder), as_json)
 
 
 @app.command("report")
@@ -196,17 +192,11 @@ def report_run(
     as_json: Json = False,
 ) -> None:
     """Write a run's page, figures and tables anew; of a run under way, from the seeds that are complete."""
-    from fedunlearn import console
     from fedunlearn.report.page import publish
     from fedunlearn.report.report import read_report
 
     report = read_report(run)
-    page = publish([report], output or (run if run.is_dir() else run.parent))
-    if as_json:
-        _print_json(report.summary())
-        return
-    console.print_report(report)
-    print(f"report: {page}")
+    _show(report, publish([report], output or (run if run.is_dir() else run.parent)), as_json)
 
 
 @app.command("compare")
@@ -270,6 +260,16 @@ def list_experiments(as_json: Json = False) -> None:
         return
     for name, table in tables.items():
         print(f"{name}: {table['title']} ({table['minutes']:g} min)")
+
+
+def _show(report: Report, page: Path, as_json: bool) -> None:
+    from fedunlearn.console import print_report
+
+    if as_json:
+        _print_json({"folder": str(page.parent), **report.summary()})
+        return
+    print_report(report)
+    print(f"report: {page}")
 
 
 def _print_json(content: object) -> None:
