@@ -23,11 +23,12 @@ _ONLY_SHOWS = ("cli.py", "console.py", "export.py", "report", "contract.py")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and the commit of this package, as plain values; nothing that names a person or a host."""
+    """Versions, hardware and commits, as plain values; nothing that names a person or a host."""
     return {
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "commit": commit(_ROOT),
+        "commit_here": commit(Path.cwd()),
         "code": _code(),
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
@@ -47,8 +48,13 @@ def determinants(device: torch.device) -> dict[str, str]:
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit of a folder, marked where files differ from it; None where there is none."""
+    """The git commit of a folder, marked where files differ from it; None where git keeps nothing of it.
+
+    So an environment that lies in somebody's checkout, ignored, does not have that checkout's commit.
+    """
     try:
+        if not _git(folder, "ls-files", "--", "."):
+            return None
         head = _git(folder, "rev-parse", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):

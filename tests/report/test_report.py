@@ -98,7 +98,7 @@ def test_nobodys_validation_is_no_picture(report: Report) -> None:
     assert figures.validation(figures.series_of([report]), [report]) is not None
     from fedunlearn.report.page import page
 
-    assert "Validation accuracy of those who stay" not in page([without])
+    assert "What the rule “recovered” reads; circles" not in page([without])
 
 
 def test_many_clients_and_classes_have_a_partition_too(report: Report) -> None:

@@ -247,7 +247,8 @@ def prices(series: Sequence[Series], originals: Sequence[float]) -> Iterator[Pic
             for number, gap in enumerate(originals):
                 axes.axhline(gap, color=_LIGHT["faint"], linewidth=1, linestyle=":", label=None if number else ORIGINAL)
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 40 * low else (1,)))
             axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_ylim(bottom=0)
@@ -261,7 +262,7 @@ def validation(series: Sequence[Series], reports: Sequence[Report]) -> Picture |
     if not all(one.values("validation") for one in series):
         return None
     legend = [*(one.label for one in series), _BEFORE]
-    with _axes("Validation accuracy of those who stay", "rounds", "%", legend=legend) as (figure, axes):
+    with _axes("Validation accuracy", "rounds", "%", legend=legend) as (figure, axes):
         told, shown = [], []
         for one in series:
             if one.method == REFERENCE:

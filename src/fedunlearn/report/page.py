@@ -259,6 +259,7 @@ def _environment(report: Report) -> list[tuple[str, str]]:
         ("Sessions", f"{len(report.sessions)}; the first began {first}, the last {last}"),
         ("Versions", f"Python {session['python']}, {versions}"),
         ("Code", f"commit {session['commit'] or 'not known'}, digest {session['code']}"),
+        ("Working folder", f"commit {session['commit_here'] or 'not known'}"),
         ("Machine", f"{session['processor']}, {session['cores']} cores, {memory}, {session['system']}"),
         ("Computed on", computed),
         ("Data", f"training {decides.get('training data', 'not known')}, test {decides.get('test data', 'not known')}"),
