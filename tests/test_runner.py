@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -241,8 +242,6 @@ def test_what_does_not_go_together_is_told_before_anything_is_written(
 
 
 def test_needs_are_looked_at_before_anything_runs(tmp_path: Path) -> None:
-    import dataclasses
-
     plan = dataclasses.replace(tiny(tmp_path), methods=(*tiny(tmp_path).methods, Archivist()))
     with pytest.raises(NeedsError, match="Archivist needs a history of kind 'norms'"):
         list(run(plan, tmp_path / "run", workers=1))
@@ -250,8 +249,6 @@ def test_needs_are_looked_at_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_a_method_that_diverges_does_not_take_the_others_with_it(tmp_path: Path) -> None:
-    import dataclasses
-
     plan = tiny(tmp_path)
     plan = dataclasses.replace(plan, methods=(plan.methods[0], Bursts(), *plan.methods[1:]))
     rows = list(run(plan, tmp_path / "run", workers=1))
@@ -262,6 +259,24 @@ def test_a_method_that_diverges_does_not_take_the_others_with_it(tmp_path: Path)
     assert "became nan" in failure.why
     assert [line.method for line in report.table()] == ["Original", "Retrain", "FT", "NoT"]
     assert list(run(plan, tmp_path / "run", workers=1)) == rows  # and it is not tried again
+
+
+@dataclass(frozen=True)
+class Explodes(Method):
+    """A method whose step leaves what no network can compute with."""
+
+    needs = Needs()
+
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        yield Round(0, task.weights * 1e30)
+
+
+def test_a_model_that_cannot_be_scored_has_diverged_too(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    plan = dataclasses.replace(plan, methods=(plan.methods[0], Explodes()))
+    list(run(plan, tmp_path / "run", workers=1))
+    (failure,) = assemble(tmp_path / "run").failures
+    assert (failure.method, failure.why) == ("Explodes", "the model's losses are not finite: it has diverged")
 
 
 def test_a_first_training_that_diverges_is_an_error(tmp_path: Path) -> None:

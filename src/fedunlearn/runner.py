@@ -18,7 +18,7 @@ from fedunlearn.evaluation.follow import Step, recovering, timed, unlearning
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import Scores, validate
 from fedunlearn.experiment import Experiment, resolved
-from fedunlearn.federation import ClientError, Phase
+from fedunlearn.federation import Phase
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import Diverged
 from fedunlearn.record import Record
@@ -94,7 +94,7 @@ class _Seed:
             self, self.folder.record(self.seed, 0, FIRST_TRAINING), ORIGINAL, self.plan.training.rounds
         )
         last: Row | None = None
-        for row in training.rows(key=self._key("training")):
+        for row in training.rows():
             if last is not None:
                 yield last
             last = row  # the last row comes with its scores, which depend on the request
@@ -103,8 +103,7 @@ class _Seed:
         yield self._original(last, weights)
         for position, (method, label) in enumerate(zip(self.plan.methods, self.plan.labels, strict=True), 2):
             record = self.folder.record(self.seed, position, label)
-            contender = _Contender(self, record, label, self.plan.rounds(method), method, weights)
-            yield from contender.rows(key=self._key("retrain") if isinstance(method, Retrain) else None)
+            yield from _Contender(self, record, label, self.plan.rounds(method), method, weights).rows()
 
     def _original(self, last: Row, weights: Weights) -> Row:
         record = self.folder.record(self.seed, 1, ORIGINAL)
@@ -117,29 +116,28 @@ class _Seed:
             record.finish()
         return record.rows[0]
 
-    def _key(self, kind: str) -> dict[str, Any]:
-        """All that decides what a record holds."""
-        plan = self.plan
-        said: dict[str, Any] = {"kind": kind, "seed": self.seed, "decides": dict(self.decides)}
-        said |= {"data": plan.data, "model": plan.model, "training": plan.training, "keep": plan.keep}
-        said["history"] = sorted({method.needs.history for method in plan.methods if method.needs.history})
-        if kind == "retrain":
-            said |= {"request": plan.request, "evaluate_every": plan.recovery.evaluate_every}
-        return {name: resolved(value) for name, value in said.items()}
-
 
 class _Part(ABC):
-    """The first training or a method, at one seed: from its steps to its rows, on the disk and to the reader."""
+    """The first training or a method, at one seed: from its steps to its rows, on the disk and to the reader.
+
+    Attributes:
+        reference: whether there is nothing to compare without it, and whether runs share it. Another method that
+            diverges is a result, and no reason to lose the others.
+    """
+
+    reference = True
 
     def __init__(self, seed: _Seed, record: Record, label: str, rounds: int) -> None:
         self.seed, self.plan, self.simulation = seed.seed, seed.plan, seed.simulation
         self.record, self.cache, self.label, self.total = record, seed.cache, label, rounds
+        self.decides = seed.decides
 
-    def rows(self, key: Mapping[str, Any] | None) -> Iterator[Row]:
-        """Those that are there, then the others; ``key`` is for the cache."""
+    def rows(self) -> Iterator[Row]:
+        """Those that are there, then the others."""
         record = self.record
-        if key is not None and self.cache is not None and not record.complete and not record.rows:
-            self.cache.fetch(key, record)
+        cache = self.cache if self.reference else None
+        if cache is not None and not record.complete and not record.rows:
+            cache.fetch(self._key(), record)
         yield from list(record.rows)
         if record.complete:
             return
@@ -152,21 +150,25 @@ class _Part(ABC):
         self.done = record.rows[-1].rounds if record.rows else 0
         try:
             yield from self._others()
-        except (Diverged, ClientError) as error:
-            # One method's failure is a result, and no reason to lose the others'. Without the two references
-            # there would be nothing to compare.
+        except BaseException as error:
             diverged = isinstance(error, Diverged) or isinstance(error.__cause__, Diverged)
-            if not diverged or key is not None:
-                raise
-            record.finish(failed=str(error))
-            return
-        except BaseException:  # Ctrl-C, or a reader who has enough: nothing of what was done is lost
-            if self.last is not None:
+            if diverged and not self.reference:
+                record.finish(failed=str(error))
+                return
+            if self.last is not None:  # an error, Ctrl-C, or a reader who has enough: nothing that was done is lost
                 record.save(self.last.phase, self.last.round, self.rows_then, now=True)
             raise
         record.finish()
-        if key is not None and self.cache is not None:
-            self.cache.store(key, record)
+        if cache is not None:
+            cache.store(self._key(), record)
+
+    def _key(self) -> dict[str, Any]:
+        """All that decides what the record holds."""
+        plan, needs = self.plan, [method.needs.history for method in self.plan.methods]
+        said: dict[str, Any] = {"part": self.label, "seed": self.seed, "decides": dict(self.decides)}
+        said |= {"data": plan.data, "model": plan.model, "training": plan.training, "keep": plan.keep}
+        said["history"] = sorted({kind for kind in needs if kind is not None})
+        return {name: resolved(value) for name, value in said.items()}
 
     @abstractmethod
     def _others(self) -> Iterator[Row]:
@@ -221,6 +223,11 @@ class _Contender(_Part):
     def __init__(self, seed: _Seed, record: Record, label: str, rounds: int, method: Method, weights: Weights) -> None:
         super().__init__(seed, record, label, rounds)
         self.method, self.weights = method, weights
+        self.reference = type(method) is Retrain
+
+    def _key(self) -> dict[str, Any]:
+        plan = self.plan
+        return super()._key() | {"request": resolved(plan.request), "evaluate_every": plan.recovery.evaluate_every}
 
     def _others(self) -> Iterator[Row]:
         task = self.simulation.task(self.federation, self.weights)

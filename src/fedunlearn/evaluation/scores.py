@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedunlearn.evaluation.membership import mia, mia_efficacy
 from fedunlearn.federation import Federation, Turn
-from fedunlearn.programs import Evaluate
+from fedunlearn.programs import Diverged, Evaluate
 from fedunlearn.randomness import generator
 from fedunlearn.weights import Weights
 
@@ -98,12 +98,15 @@ def score(
         validation: what `validate` found, to stand among the rest.
 
     Raises:
+        Diverged: a loss is not finite.
         ValueError: too few samples for the attacks.
     """
     turn = Turn(seed, "evaluate", 0)  # nothing is drawn at the clients
     ours = _values(everyone, Evaluate("train", per_sample=True), weights, turn)
     others = _values(test, Evaluate("all", per_sample=True), weights, turn)
     forget = ours["forget"]
+    if not bool(torch.isfinite(torch.cat([ours["loss"], others["loss"]])).all()):
+        raise Diverged("the model's losses are not finite: it has diverged")
     return Scores(
         retain=_percent(ours["correct"][~forget]),
         forget=_percent(ours["correct"][forget]),
