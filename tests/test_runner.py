@@ -540,9 +540,11 @@ def rows_in(folder: Path) -> int:
 
 
 def kill_at(rows: int, later: float, command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Start a run and kill it with SIGKILL, so many seconds after it has written so many rows."""
+    """Start a run and kill it with SIGKILL, so many seconds after it is at work and there are so many rows."""
+    home = RunFolder(folder / "killed")
+    before = len(home.sessions)
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while rows_in(folder / "killed") < rows:
+    while len(home.sessions) == before or rows_in(home.path) < rows:
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.02)
     time.sleep(later)
@@ -610,7 +612,7 @@ def test_fashion_client_killed_at_fifty_instants_ends_in_the_same_report(tmp_pat
     rows = plan.total_rounds + len(plan.seeds) * (1 + len(plan.methods))  # at least: rounds, and models before them
     for target in sorted(rng.sample(range(rows - 5), 50)):
         kill_at(target, rng.uniform(0, 1), command, tmp_path, environment)
-    assert len(RunFolder(tmp_path / "killed").sessions) >= 50  # some were killed before they had got so far
+    assert len(RunFolder(tmp_path / "killed").sessions) == 6 + 50
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     plain = [sys.executable, "-m", "fedunlearn", "run", "fashion-client", "-o", "whole"]
     environment["FEDUNLEARN_CACHE"] = str(tmp_path / "other cache")
