@@ -171,7 +171,7 @@ WRONG = [
     ("rounds = 2", 'rounds = 2\nschedule = "Exponential"', ":14: training.schedule.decay: is missing"),
     ('"SGD", lr = 0.05', '"Adam", betas = [0.9]', ":14: training.optimizer.betas.1: is missing"),
     # Values of another type
-    ('"tiny"', "3", ":1: title: must be text, not 3"),
+    ('"tiny"', "3", ':1: title: must be text, not 3: write "3"'),
     ('"tiny"', "1979-05-27", ":1: title: must not be a date or a time: put quotes around 1979-05-27 if it is text"),
     (
         "clients = 4",
@@ -219,7 +219,7 @@ WRONG = [
         '"Adam", betas = [0.1, 0.2, 0.3]',
         ":14: training.optimizer.betas: must have at most 2 items, not [0.1, 0.2, 0.3]",
     ),
-    ('client = "0"', "client = 0", ":18: request.client: must be text, not 0"),
+    ('client = "0"', "client = 0", ':18: request.client: must be text, not 0: write "0"'),
     (
         'kind = "Client"\nclient = "0"',
         'kind = "Class"\nlabel = "cat"',
@@ -242,7 +242,7 @@ WRONG = [
     ),
     ('"NoT"]', '{ kind = "NoT", layers = 3 }]', ":3: methods.1.layers: must be text or an array, not 3"),
     ('"NoT"]', '{ kind = "NoT", layers = {} }]', ":3: methods.1.layers: must be text or an array, not a table"),
-    ('"NoT"]', '{ kind = "NoT", layers = ["head",\n3] }]', ":4: methods.1.layers.1: must be text, not 3"),
+    ('"NoT"]', '{ kind = "NoT", layers = ["head",\n3] }]', ':4: methods.1.layers.1: must be text, not 3: write "3"'),
     (
         '"NoT"]',
         '{ kind = "NoT", include_bias = "yes" }]',
@@ -404,7 +404,7 @@ WRONG = [
         'published = "table-1/cifar"',
         f":2: published: the paper has no 'table-1/cifar': take one of {', '.join(published.names())}",
     ),
-    ("seeds = [3]", "published = 1", ":2: published: must be text, not 1"),
+    ("seeds = [3]", "published = 1", ':2: published: must be text, not 1: write "1"'),
     # No TOML, and nothing to extend
     ("[data]", "[data", ":5: is no TOML: Expected ']' at the end of a table declaration"),
     ("clients = 4", 'name = "twice"', ":7: is no TOML: Cannot overwrite a value"),
@@ -513,7 +513,7 @@ def test_all_that_is_wrong_is_told_in_the_order_of_its_lines(folder: Path) -> No
         'own.toml:12: data.treatment.b: must be Turned, not "Upside"',
         "own.toml:13: data.partition.alpha: is missing",
         "own.toml:13: data.partition.beta: is unknown; there are alpha, minimum",
-        "own.toml:16: request.client: must be text, not 0",
+        'own.toml:16: request.client: must be text, not 0: write "0"',
         "own.toml:17: model.name: is missing",
         "own.toml:18: model.nam: is unknown (did you mean name?); there are name, options",
         f"own.toml:19: trainin: is unknown (did you mean training?); there are {TOP}",

@@ -92,8 +92,10 @@ def _sentence(problem: ErrorDetails, path: KeyPath, root: type) -> str:
 
 def _joined(says: Sequence[str]) -> str:
     """What the members of a union say of the same value, in one sentence."""
+    if len(says) == 1:
+        return re.sub(r"^must be text, not (-?[\d.]+)$", r'must be text, not \1: write "\1"', says[0])
     alike = [sentence.removeprefix("must be ").rsplit(", not ", 1) for sentence in says]
-    if len(says) > 1 and all(len(parts) == 2 for parts in alike):
+    if all(len(parts) == 2 for parts in alike):
         return f"must be {' or '.join(dict.fromkeys(parts[0] for parts in alike))}, not {alike[0][1]}"
     return " or ".join(dict.fromkeys(says))
 
