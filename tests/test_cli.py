@@ -239,16 +239,20 @@ def test_all_that_is_wrong_with_a_file_is_told_a_line_each(shell: Shell, tmp_pat
 
 
 def test_what_was_done_before_an_error_is_kept_and_gone_on_with(shell: Shell, tmp_path: Path) -> None:
+    def failing(*_: object) -> None:
+        raise ValueError("too late")
+
     plan, output = tmp_path / "tiny.toml", tmp_path / "run"
-    late = 'methods = [{kind = "Retrain"}, {kind = "NoT", layers = "nosuch"}]'
-    plan.write_text(TINY.replace("seeds", f"{late}\nseeds"))
-    code, _, err = shell("run", plan, "-o", output, "--workers", "1")
-    assert code == 2
-    assert "nosuch" in err
+    plan.write_text(TINY.replace("seeds", 'methods = ["Retrain", "NoT"]\nseeds'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedunlearn.methods.negation.NoT.unlearn", failing)
+        code, _, err = shell("run", plan, "-o", output, "--workers", "1")
+    assert (code, err.splitlines()[-1]) == (2, "fedunlearn: too late")
     assert (output / "seed-0/2-Retrain/complete.json").is_file()
     code, _, err = shell("report", output)
     assert code == 2
     assert "no seed is complete yet: let the run go on, by the same command" in err
+    assert shell("run", plan, "-o", output, "--workers", "1")[0] == 0
 
 
 def test_ctrl_c_says_how_to_go_on(shell: Shell, tmp_path: Path) -> None:
@@ -263,7 +267,8 @@ def test_ctrl_c_says_how_to_go_on(shell: Shell, tmp_path: Path) -> None:
         patch.setattr(runner._Contender, "_unlearned", interrupted)
         code, out, err = shell(*arguments)
     assert (code, out) == (130, "")
-    assert err == f"fedunlearn: stopped; what was done is in {tmp_path / 'run'}, and the same command goes on\n"
+    stopped = f"fedunlearn: stopped; what was done is in {tmp_path / 'run'}, and the same command goes on"
+    assert err.splitlines() == ["seed 0, Original", "seed 0, Retrain", stopped]
     assert shell(*arguments)[0] == 0
 
 
@@ -288,6 +293,10 @@ def test_a_report_anew_and_elsewhere(shell: Shell, tmp_path: Path) -> None:
     assert "is no report of this version" in shell("report", tmp_path / "other.json")[2]
     (tmp_path / "other.json").write_text('{"format": 1, "experiment": 3}')
     assert "other.json is no report: experiment: " in shell("report", tmp_path / "other.json")[2]
+    (tmp_path / "other.json").write_text('{"format": 1, "experiment": {}, "rows": [], "partitions": {}}')
+    assert "other.json is no report that could be shown" in shell("report", tmp_path / "other.json")[2]
+    (tmp_path / "other.json").write_text("[1]")
+    assert "other.json holds no table" in shell("report", tmp_path / "other.json")[2]
 
 
 def test_comparing_runs(shell: Shell, tmp_path: Path) -> None:

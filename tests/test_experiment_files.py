@@ -620,7 +620,7 @@ experiments = st.builds(
     published=st.none() | st.sampled_from(published.names()),
     keep=st.builds(Keep, st.booleans(), st.booleans(), st.none() | counts),
     methods=methods,
-    seeds=st.lists(st.integers(), min_size=1, max_size=4, unique=True).map(tuple),
+    seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4, unique=True).map(tuple),
 )
 
 

@@ -28,11 +28,12 @@ from fedunlearn.evaluation.table import table
 from fedunlearn.experiment import Experiment, load
 from fedunlearn.experiments import shipped
 from fedunlearn.federation import ClientError
+from fedunlearn.methods.retrain import Retrain
 from fedunlearn.negation import negate
 from fedunlearn.programs import Diverged
 from fedunlearn.record import Record, RecordError
 from fedunlearn.report.report import assemble, write_report
-from fedunlearn.rounds import Round
+from fedunlearn.rounds import Round, aggregate
 from fedunlearn.runfolder import Cache, FolderError, RunFolder
 from fedunlearn.runner import run
 from fedunlearn.simulation import Setting, Simulation
@@ -88,6 +89,35 @@ class Bursts(Method):
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         yield Round(0, task.weights)
         raise Diverged("the training loss became nan")
+
+
+@dataclass(frozen=True)
+class BurstsAtOnce(Method):
+    """A method that does not come to its first row."""
+
+    needs = Needs()
+
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        raise Diverged("the training loss became nan")
+
+
+@dataclass(frozen=True)
+class LikeRetrain(Retrain):
+    """A method that does as Retrain does, but is the user's."""
+
+
+@dataclass(frozen=True)
+class Many(Method):
+    """A method of several rounds at the clients before recovery."""
+
+    name = "Original"  # which the table has already
+    needs = Needs(retain_online=True)
+
+    def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
+        weights = resume.after if resume else task.weights
+        for number in range(resume.number + 1 if resume else 0, 2):
+            weights = aggregate(task.retained, weights, task.training, task.turn(number))
+            yield Round(number, weights)
 
 
 @dataclass(frozen=True)
@@ -174,7 +204,7 @@ def test_a_runs_folder_tells_all(tmp_path: Path) -> None:
     assert load(folder / "experiment.toml") == plan
     (session,) = RunFolder(folder).sessions
     assert session["command"] == "fedunlearn run tiny.toml"
-    assert session["versions"].keys() == {"fedunlearn", "torch", "torchvision", "numpy", "scikit-learn"}
+    assert session["versions"].keys() == {"fedunlearn", "torch", "torchvision", "numpy", "scipy", "scikit-learn"}
     assert session["decides"]["device"] == "cpu"
     parts = sorted(path.name for path in (folder / "seed-3").iterdir())
     assert parts == ["0-First-training", "1-Original", "2-Retrain", "3-FT", "4-NoT", "partition.json"]
@@ -230,6 +260,11 @@ def test_variants_of_a_method_have_lines_of_their_own(tmp_path: Path) -> None:
         ),
         ('data.treatment={ 7 = { kind = "Turned" } }', r"data.treatment names no client: 7; they are 0 to 3"),
         ('data.name="digit"', "did you mean digits"),
+        ('methods=["Retrain", {kind = "NoT", layers = "nosuch"}]', "nosuch"),
+        (
+            'request={kind = "Instances", instances = { 0 = [100000] }}',
+            r"client 0 has samples 0 to \d+, but 100000 is to be forgotten",
+        ),
         ('model.name="resnet18"', r"takes"),
     ],
 )
@@ -259,6 +294,33 @@ def test_a_method_that_diverges_does_not_take_the_others_with_it(tmp_path: Path)
     assert "became nan" in failure.why
     assert [line.method for line in report.table()] == ["Original", "Retrain", "FT", "NoT"]
     assert list(run(plan, tmp_path / "run", workers=1)) == rows  # and it is not tried again
+
+
+def test_a_method_that_diverges_before_its_first_row_is_told_by_name(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    list(run(dataclasses.replace(plan, methods=(*plan.methods, BurstsAtOnce())), tmp_path / "run", workers=1))
+    report = assemble(tmp_path / "run")
+    assert [(one.method, one.rounds) for one in report.failures] == [("BurstsAtOnce", 0)]
+    assert report.summary()["failures"][0]["why"].startswith("the training loss")
+
+
+def test_methods_of_the_users_are_never_taken_for_ours(tmp_path: Path) -> None:
+    plan = tiny(tmp_path)
+    with pytest.raises(ValueError, match="must hold Retrain"):
+        dataclasses.replace(plan, methods=(LikeRetrain(), *plan.methods[1:]))
+    plan = dataclasses.replace(plan, methods=(Retrain(), LikeRetrain(), Many()))
+    rows = list(run(plan, tmp_path / "run", workers=1, cache=tmp_path / "cache"))
+    names = [line.method for line in table(rows)]
+    assert names == ["Original", "Retrain", "LikeRetrain", f"{__name__}:Original"]
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # the first training, and Retrain
+    many = [row for row in rows if row.method.endswith(":Original")]
+    assert [(row.phase, row.scores is not None) for row in many] == [
+        ("unlearn", False),
+        ("unlearn", False),
+        ("unlearn", True),
+        ("recover", True),
+    ]
+    assert many[2].bill().traffic.down == 2 * many[3].costs["recover"].traffic.down
 
 
 @dataclass(frozen=True)
@@ -454,13 +516,64 @@ def test_a_run_does_not_go_on_with_other_code(tmp_path: Path, monkeypatch: pytes
     next(reading)
     reading.close()
     monkeypatch.setattr("fedunlearn.environment._code", lambda: "other")
-    with pytest.raises(FolderError, match="was begun with other code, so going on would mix two kinds of numbers"):
+    with pytest.raises(
+        FolderError, match="was begun with other code, so that its numbers would not be those of what is here now"
+    ):
         list(run(plan, tmp_path / "run", workers=1))
     monkeypatch.undo()
     rows = list(run(plan, tmp_path / "run", workers=1))
     monkeypatch.setattr("fedunlearn.environment._code", lambda: "other")
     assert list(run(plan, tmp_path / "run", workers=1)) == rows  # what is complete can be looked at with any
     assert len(RunFolder(tmp_path / "run").sessions) == 2
+
+
+def test_what_is_only_said_or_read_off_afterwards_can_be_changed(tmp_path: Path) -> None:
+    rows = list(run(tiny(tmp_path), tmp_path / "run", workers=1))
+    changed = tiny(tmp_path, "title=Another", "recovery.stop={kind='Recovered', margin=50, window=2}", "minutes=3")
+    assert list(run(changed, tmp_path / "run", workers=1)) == rows
+    report = assemble(tmp_path / "run")
+    assert report.title == "Another"
+    assert report.rules[2].margin == 50  # type: ignore[attr-defined]
+
+
+OWN_METHOD = """
+from dataclasses import dataclass
+from fedunlearn.rounds import Round
+from fedunlearn.task import Method, Needs
+from parts.factors import FACTOR
+
+@dataclass(frozen=True)
+class Shrink(Method):
+    needs = Needs()
+    def unlearn(self, task, resume=None):
+        if resume is None:
+            yield Round(0, task.weights * FACTOR)
+"""
+
+
+def test_a_complete_run_does_not_pass_for_the_users_new_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where it is imported from one's own module, either."""
+    (tmp_path / "mine.py").write_text(OWN_METHOD)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions within one second look the same to its cache
+
+    def shrunk(factor: str, folder: str) -> list[Row]:
+        for module in ("mine", "parts", "parts.factors"):
+            sys.modules.pop(module, None)
+        (tmp_path / "parts" / "factors.py").write_text(f"FACTOR = {factor}\n")
+        plan = tiny(tmp_path, 'methods=["Retrain", {kind = "mine:Shrink"}]')
+        return list(run(plan, tmp_path / folder, workers=1))
+
+    rows = shrunk("0.5", "run")
+    assert shrunk("0.5", "run") == rows
+    with pytest.raises(FolderError, match="was begun with other mine:Shrink, so that its numbers would not be"):
+        shrunk("0.25", "run")
+    assert shrunk("0.25", "new")[-1].scores != rows[-1].scores
+    for module in ("mine", "parts", "parts.factors"):
+        sys.modules.pop(module, None)
 
 
 def test_places_that_take_no_run(tmp_path: Path) -> None:
@@ -513,6 +626,45 @@ def test_other_data_under_the_same_name_share_nothing(tmp_path: Path, monkeypatc
         list(run(tiny(tmp_path, "data.name=mine:load"), tmp_path / name, workers=1, cache=tmp_path / "cache"))
         assert len(assemble(tmp_path / name).cached) == cached
     sys.modules.pop("mine", None)
+
+
+def test_data_that_are_read_one_by_one_are_looked_at_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import torch\nclass Lazy:\n    def __len__(self): return 1000\n"
+    code += "    def __getitem__(self, n): return torch.full((1, 8, 8), n % 3.0 + (n == 501) * {extra}), n % 3\n"
+    code += "def load(): return Lazy(), Lazy()\n"
+    (tmp_path / "lazily.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    digests = []
+    for extra in (0, 0, 1):
+        (tmp_path / "lazily.py").write_text(code.format(extra=extra))
+        sys.modules.pop("lazily", None)
+        digests.append(Setting.of(tiny(tmp_path, "data.name=lazily:load")).digests()["training data"])
+    assert digests[0] == digests[1] != digests[2]
+    sys.modules.pop("lazily", None)
+
+
+def test_what_is_broken_in_the_cache_is_done_anew(tmp_path: Path) -> None:
+    def cached(name: str) -> int:
+        list(run(tiny(tmp_path), tmp_path / name, workers=1, cache=tmp_path / "cache"))
+        return len(assemble(tmp_path / name).cached)
+
+    assert cached("first") == 0
+    for number, (pattern, broken) in enumerate(
+        (("complete.json", None), ("rows.jsonl", b"nonsense\n"), ("weights/*", b"short"), ("complete.json", b"{}"))
+    ):
+        for path in (tmp_path / "cache").glob(f"*/{pattern}"):
+            path.unlink() if broken is None else path.write_bytes(broken)
+        assert cached(f"{number}") == 0
+        assert reported(tmp_path / f"{number}") == reported(tmp_path / "first")
+        assert cached(f"{number} again") == 2  # and mended
+
+
+def test_a_cache_that_cannot_be_made_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    list(run(tiny(tmp_path), tmp_path / "run", workers=1, cache=tmp_path / "file" / "cache"))
+    assert assemble(tmp_path / "run").cached == ()
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:

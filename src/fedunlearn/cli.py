@@ -46,9 +46,12 @@ def main() -> None:
 
 
 def _to_be_mended(error: Exception) -> bool:
-    """Whether the user can mend it: bad input, or a client whose training failed."""
-    # By its name: to import the class would import torch, for which a misspelt option need not wait.
-    return isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "ClientError"
+    """Whether the user can mend it: bad input, a client whose training failed, or too little memory for workers."""
+    # By their names: to import the classes would import torch, for which a misspelt option need not wait.
+    return isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ in (
+        "ClientError",
+        "WorkerDied",
+    )
 
 
 def complete_experiment(incomplete: str) -> list[str]:

@@ -26,14 +26,19 @@ def console(width: int | None = None) -> Console:
 
 @contextmanager
 def watching(rounds: int) -> Iterator[Callable[[Row], None]]:
-    """A bar on standard error, out of so many rounds; call what it gives with each row."""
+    """A bar on standard error, out of so many rounds, or a line a part in a log; call what it gives with each row."""
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("starting", total=rounds)
 
+        part = None
+
         def show(row: Row) -> None:
+            nonlocal part
             where = f"seed {row.seed}, {row.method}, {row.phase} {row.rounds}"
             progress.update(bar, advance=row.phase != "unlearn", description=where)
+            if progress.disable and part != (part := (row.seed, row.method)):  # a log shows no bar
+                print(f"seed {row.seed}, {row.method}", file=sys.stderr, flush=True)
 
         yield show
 
@@ -77,20 +82,22 @@ in whose rounds it fell: compare them in long runs only.
 Stop rules: oracle, the scored round closest to Retrain, which needs the Retrain
 models; recovered, once validation accuracy is back and flat, which needs none."""
     )
-    for failure in report.failures:
-        out.print(f"{failure.method} is in no table: seed {failure.seed}, after {failure.rounds} rounds: {failure.why}")
-    if report.missing:
-        out.print(f"not complete yet, and not counted: seed {', '.join(map(str, report.missing))}")
+    _print_gaps_in(report)
 
 
 def print_comparison(comparison: Comparison) -> None:
     """In what the runs differ, and their methods under one another."""
+    from fedunlearn.report.report import told
+
     out = console()
     names = [report.name for report in comparison.reports]
     if comparison.differences:
-        differ = _table(*names, first="Differs")
+        differ = Table("Differs", *names, header_style="bold", box=None, pad_edge=False)
+        differ.columns[0].no_wrap = True  # long values are broken, the entries' names never
+        for column in differ.columns[1:]:
+            column.overflow = "fold"
         for entry, values in comparison.differences.items():
-            differ.add_row(entry, *("" if value is None else str(value) for value in values))
+            differ.add_row(entry, *map(told, values))
         out.print(differ)
     else:
         out.print("the experiments do not differ")
@@ -102,6 +109,18 @@ def print_comparison(comparison: Comparison) -> None:
             quality.add_row(report.name, line.method, *map(_spread, measures), gap, f"{line.bytes:.2e}")
     out.print(quality)
     out.print("Distances and gaps are to each run's own Retrain.")
+    for report in comparison.reports:
+        _print_gaps_in(report, f"{report.name}: ")
+
+
+def _print_gaps_in(report: Report, whose: str = "") -> None:
+    """What is not in the tables, and why."""
+    out = console()
+    for failure in report.failures:
+        after = f"seed {failure.seed}, after {failure.rounds} rounds of recovery"
+        out.print(f"{whose}{failure.method} is in no table: {after}: {failure.why}")
+    if report.missing:
+        out.print(f"{whose}not complete yet, and not counted: seed {', '.join(map(str, report.missing))}")
 
 
 def _price(line: Line) -> tuple[str, str, str]:

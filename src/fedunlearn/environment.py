@@ -16,7 +16,7 @@ import torch
 
 __all__ = ["commit", "determinants", "environment"]
 
-_PACKAGES = ("fedunlearn", "torch", "torchvision", "numpy", "scikit-learn")
+_PACKAGES = ("fedunlearn", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 _ROOT = Path(__file__).parent
 _ONLY_SHOWS = ("cli.py", "console.py", "export.py", "report", "contract.py")
 """Of this package: what reads results, but makes none."""
@@ -41,10 +41,11 @@ def environment() -> dict[str, Any]:
 def determinants(device: torch.device) -> dict[str, str]:
     """What, beside an experiment and its data, decides the bits that come out.
 
-    Two processors of one architecture can still differ in last bits; that is not seen here.
+    Instructions of the processor are among it, for torch adds up in another order with each set of them.
     """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES[1:]}
-    return {"code": _code(), **versions, "architecture": platform.machine(), "device": device.type}
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"code": _code(), **versions, "instructions": processor, "device": device.type}
 
 
 def commit(folder: Path) -> str | None:

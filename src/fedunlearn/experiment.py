@@ -17,7 +17,9 @@ from pydantic_core import ErrorDetails
 from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Turned
 from fedunlearn.evaluation.published import require_published
+from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.stopping import Recovered
+from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.experiments import shipped
 from fedunlearn.federation import ClientId
 from fedunlearn.importing import load_object
@@ -43,6 +45,8 @@ __all__ = [
     "resolved",
 ]
 
+_Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Rounds = Annotated[int, Field(ge=1, le=10**9)]
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
@@ -191,7 +195,7 @@ class Training:
         optimizer, schedule, epochs, batch_size, clip: see `fedunlearn.programs.LocalTraining`.
     """
 
-    rounds: int = Field(ge=1)
+    rounds: _Rounds
     optimizer: Optimizer = SGD()
     schedule: Schedule = Constant()
     epochs: float = Field(default=1.0, gt=0)
@@ -214,8 +218,8 @@ class Recovery:
             of rounds and the paper's oracle.
     """
 
-    rounds: int = Field(ge=1)
-    evaluate_every: int = Field(default=5, ge=1)
+    rounds: _Rounds
+    evaluate_every: _Rounds = 5
     stop: StopRule = Recovered()
 
 
@@ -231,7 +235,7 @@ class Keep:
 
     first: bool = True
     last: bool = True
-    every: int | None = Field(default=None, ge=1)
+    every: _Rounds | None = None
 
 
 def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -241,7 +245,7 @@ def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _comparable(methods: tuple[Method, ...]) -> tuple[Method, ...]:
-    if not any(isinstance(method, Retrain) for method in methods):
+    if not any(type(method) is Retrain for method in methods):
         raise ValueError("must hold Retrain, the reference of the average gap")
     if len(set(_labels(methods))) < len(methods):
         raise ValueError("must differ from one another: leave out what stands twice, or give it other entries")
@@ -276,7 +280,7 @@ class Experiment:
     published: Annotated[str, AfterValidator(require_published)] | None = None
     keep: Keep = Keep()
     methods: Annotated[tuple[Contender, ...], AfterValidator(_comparable)] = (Retrain(), FineTune(), NoT())
-    seeds: Annotated[tuple[int, ...], AfterValidator(_distinct_seeds)] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Annotated[tuple[_Seed, ...], AfterValidator(_distinct_seeds)] = Field(default=(0, 1, 2), min_length=1)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -285,7 +289,7 @@ class Experiment:
 
     def rounds(self, method: Method) -> int:
         """How many rounds follow a method's unlearning step."""
-        return self.training.rounds if isinstance(method, Retrain) else self.recovery.rounds
+        return self.training.rounds if type(method) is Retrain else self.recovery.rounds
 
     @property
     def total_rounds(self) -> int:
@@ -350,10 +354,19 @@ def _sayable(value: object) -> bool:
 
 def _labels(methods: Sequence[Method]) -> tuple[str, ...]:
     names = [method.name for method in methods]
-    return tuple(
+    said = [
         name if names.count(name) == 1 else f"{name}({_said(method)})"
         for name, method in zip(names, methods, strict=True)
+    ]
+    return tuple(
+        f"{type(method).__module__}:{label}" if said.count(label) > 1 or _taken(label, method) else label
+        for label, method in zip(said, methods, strict=True)
     )
+
+
+def _taken(label: str, method: Method) -> bool:
+    """Whether the table has a line of this name already, and it is of something else."""
+    return label == ORIGINAL or (label == REFERENCE and type(method) is not Retrain)
 
 
 def _said(method: Method) -> str:

@@ -17,8 +17,7 @@ def load_object(path: str) -> Any:
 
     Raises:
         ValueError: ``path`` has another form.
-        ImportError: there is no such module, or it has no such name. What the module's own code raises while
-            it is imported passes through.
+        ImportError: there is no such module, it has no such name, or its own code fails while it is imported.
     """
     module_name, _, name = path.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
@@ -36,6 +35,8 @@ def load_object(path: str) -> Any:
         raise ImportError(
             f"there is no module {missing!r}, for {path!r}: install it, or start from the directory it is in"
         ) from None
+    except Exception as error:
+        raise ImportError(f"{module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)
     except AttributeError:

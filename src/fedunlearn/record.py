@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -70,6 +70,8 @@ class Record:
         self._complete = read_json(folder / _COMPLETE)
         self.saved = None if self.complete else _read_state(folder / _STATE)
         self.rows = list(read_rows(folder / _ROWS))
+        if self._complete and not {"rows", "label"} <= self._complete.keys():
+            raise RecordError(f"{folder / _COMPLETE} is not as a run writes it: remove {folder}, to have it done anew")
         done = self._complete["rows"] if self.complete else self.saved.rows if self.saved else 0
         if len(self.rows) < done:
             raise RecordError(
@@ -87,6 +89,11 @@ class Record:
     def failed(self) -> str | None:
         """Why it could not be brought to its end."""
         return self._complete.get("failed")
+
+    @property
+    def label(self) -> str:
+        """Of the method, once all is done."""
+        return str(self._complete["label"])
 
     @property
     def cached(self) -> bool:
@@ -135,27 +142,39 @@ class Record:
         self._since = time.monotonic()
         self._wait = self._SHARE * (self._since - started)
 
-    def finish(self, failed: str | None = None) -> None:
-        """Nothing is left to do."""
+    def finish(self, label: str, failed: str | None = None) -> None:
+        """Nothing is left to do.
+
+        Args:
+            label: of the method, which may have no row that would tell.
+            failed: why it could not be brought to its end.
+        """
         with open(self.folder / _ROWS, "rb") as file:
             os.fsync(file.fileno())
-        self._finish({"rows": len(self.rows), "failed": failed})
+        self._complete = {"label": label, "rows": len(self.rows), "failed": failed}
+        write_json(self.folder / _COMPLETE, self._complete)
+        (self.folder / _STATE).unlink(missing_ok=True)
+        self.saved = None
 
-    def adopt(self, other: Path) -> None:
-        """Take over what another run has done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        temporary = self.folder.with_name(f".{self.folder.name}.tmp")
+    @classmethod
+    def adopted(cls, folder: Path, other: Path) -> Record:
+        """What another run has done, copied to ``folder``, if it is whole.
+
+        Raises:
+            RecordError, CheckpointError, OSError: it is not; what was in ``folder`` is as it was.
+        """
+        temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         copy_durably(other, temporary)
-        os.replace(temporary, self.folder)
-        found = Record(self.folder)
-        self.rows, self.saved, self._complete = found.rows, None, found._complete
-        self._finish({**self._complete, "cached": True})
-
-    def _finish(self, complete: dict[str, Any]) -> None:
-        write_json(self.folder / _COMPLETE, complete)
-        (self.folder / _STATE).unlink(missing_ok=True)
-        self._complete, self.saved = complete, None
+        found = cls(temporary)
+        if not found.complete:
+            raise RecordError(f"{other} is not complete")
+        for path in (temporary / _WEIGHTS).glob("*"):
+            read_metadata(path)  # which looks whether the file is whole
+        write_json(temporary / _COMPLETE, {**found._complete, "cached": True})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        return cls(folder)
 
 
 def copy_durably(source: Path, target: Path) -> None:
@@ -197,14 +216,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """A table in a file; empty where there is none.
 
     Raises:
-        RecordError: it is no JSON.
+        RecordError: it is no JSON, or no table.
     """
     try:
-        return cast(dict[str, Any], json.loads(path.read_bytes()))
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise RecordError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise RecordError(f"{path} holds no table")
+    return content
 
 
 def _read_state(path: Path) -> Saved | None:

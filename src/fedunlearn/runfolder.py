@@ -20,14 +20,17 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from fedunlearn.atomic import atomic_write, write_json
+from fedunlearn.checkpoint import CheckpointError
 from fedunlearn.environment import environment
 from fedunlearn.experiment import Experiment, resolved
-from fedunlearn.record import Record, copy_durably, read_json
+from fedunlearn.record import Record, RecordError, copy_durably, read_json
 
 __all__ = ["Cache", "FolderError", "RunFolder", "differences", "leaves"]
 
 _EXPERIMENT, _ENVIRONMENT, _PARTITION, _LOCK = "experiment.toml", "environment.json", "partition.json", ".lock"
 
+_SAID = ("title", "story", "minutes", "published")
+_NAME = 60  # letters of a folder's name: file systems end at 255 bytes
 _LONG_AGO = 24 * 3600.0  # seconds: no model takes so long to be copied
 
 
@@ -64,8 +67,10 @@ class RunFolder:
             with lock.acquire(timeout=0):
                 self._require_own(experiment, decides)
                 _sweep(self.path.rglob(".*.tmp"))  # of a process that was killed: nobody else is at work here
+                with atomic_write(self.path / _EXPERIMENT) as file:
+                    tomli_w.dump(resolved(experiment), file)
                 if not self._all_done(experiment):
-                    self._write_session(experiment, decides, command)
+                    self._write_session(decides, command)
                 yield
         except Timeout:
             raise FolderError(
@@ -94,7 +99,8 @@ class RunFolder:
 
     def record(self, seed: int, position: int, name: str) -> Record:
         """The record of one part of a seed, by its position in the run's order and its name."""
-        return Record(self.path / f"seed-{seed}" / f"{position}-{re.sub(r'[^A-Za-z0-9._]+', '-', name).strip('-')}")
+        slug = re.sub(r"[^A-Za-z0-9._]+", "-", name)[:_NAME].strip("-")  # the position makes it unique
+        return Record(self.path / f"seed-{seed}" / f"{position}-{slug}")
 
     def write_partition(self, seed: int, partition: Any) -> None:
         """Write down who holds what of a seed's data."""
@@ -131,7 +137,7 @@ class RunFolder:
     def _require_own(self, experiment: Experiment, decides: Mapping[str, str]) -> None:
         if not (self.path / _EXPERIMENT).exists():
             return
-        differ = differences([self.experiment, resolved(experiment)])
+        differ = differences([_deciding(self.experiment), _deciding(resolved(experiment))])
         if differ:
             told = "; ".join(
                 f"{name} is {_text(there)} there, {_text(here)} now" for name, (there, here) in differ.items()
@@ -141,11 +147,13 @@ class RunFolder:
                 "or remove this one"
             )
         for session in self.sessions[-1:]:
-            other = [name for name, (there, here) in differences([session["decides"], dict(decides)]).items()]
-            if other and not self._all_done(experiment):
+            other = list(differences([session["decides"], dict(decides)]))
+            # What is complete can be looked at with any version of ours, but must not pass for the user's new code.
+            users = [name for name in other if ":" in name or name in ("training data", "test data", "network")]
+            if users or (other and not self._all_done(experiment)):
                 raise FolderError(
-                    f"{self.path} was begun with other {', '.join(other)}, so going on would mix two kinds of numbers: "
-                    "go on with what it was begun with, or choose another folder with --output"
+                    f"{self.path} was begun with other {', '.join(users or other)}, so that its numbers would not be "
+                    "those of what is here now: choose another folder with --output"
                 )
 
     def _all_done(self, experiment: Experiment) -> bool:
@@ -155,9 +163,7 @@ class RunFolder:
             for records in map(self.records, experiment.seeds)
         )
 
-    def _write_session(self, experiment: Experiment, decides: Mapping[str, str], command: str) -> None:
-        with atomic_write(self.path / _EXPERIMENT) as file:
-            tomli_w.dump(resolved(experiment), file)
+    def _write_session(self, decides: Mapping[str, str], command: str) -> None:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         session = {"started": started, "command": command, "decides": dict(decides), **environment()}
         write_json(self.path / _ENVIRONMENT, {"sessions": [*self.sessions, session]})
@@ -173,28 +179,31 @@ class Cache:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def fetch(self, key: Mapping[str, Any], record: Record) -> bool:
-        """Let a record take over what another run has done; whether there was something."""
+    def fetch(self, key: Mapping[str, Any], folder: Path) -> Record | None:
+        """What another run has done, copied to ``folder``; None if there is nothing."""
         entry = self._entry(key)
         if not entry.is_dir():
-            return False
-        record.adopt(entry)
-        return True
+            return None
+        try:
+            return Record.adopted(folder, entry)
+        except (RecordError, CheckpointError, OSError):  # somebody has tidied up in it, say: it is done anew
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
 
     def store(self, key: Mapping[str, Any], record: Record) -> None:
         """Let other runs have a record that is complete."""
         entry = self._entry(key)
         if entry.exists():
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        _sweep(path for path in self.path.glob(".*.tmp") if time.time() - path.stat().st_mtime > _LONG_AGO)
         temporary = self.path / f".{secrets.token_hex(8)}.tmp"
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _sweep(path for path in self.path.glob(".*.tmp") if time.time() - path.stat().st_mtime > _LONG_AGO)
             copy_durably(record.folder, temporary)
             write_json(temporary / "key.json", key)
             os.rename(temporary, entry)
         except OSError:
-            # A full disk, or somebody else was quicker: the run has its own copy and can do without.
+            # No place to write, or somebody else was quicker: the run has its own copy and can do without.
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _entry(self, key: Mapping[str, Any]) -> Path:
@@ -226,6 +235,13 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
+
+
+def _deciding(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Without what is only said of an experiment, or read off its rows afterwards."""
+    recovery = {name: value for name, value in experiment["recovery"].items() if name != "stop"}
+    said = {name: value for name, value in experiment.items() if name not in _SAID}
+    return {**said, "recovery": recovery}
 
 
 def _text(value: object) -> str:

@@ -72,11 +72,12 @@ def run(
 
 
 def _require_needs(simulation: Simulation) -> None:
-    """Before the first training, not after."""
+    """Before the first training, not after it."""
     setting = simulation.setting
     task = simulation.task(simulation.federation, setting.architecture.fresh(0))
     for method in setting.experiment.methods:
         task.require(method.needs, method.name)
+        method.check(task)
 
 
 class _Seed:
@@ -113,7 +114,7 @@ class _Seed:
             scores = self.simulation.score(weights, final=True, validation=validation)
             record.begin()
             record.add(dataclasses.replace(last, scores=scores))
-            record.finish()
+            record.finish(ORIGINAL)
         return record.rows[0]
 
 
@@ -137,7 +138,7 @@ class _Part(ABC):
         record = self.record
         cache = self.cache if self.reference else None
         if cache is not None and not record.complete and not record.rows:
-            cache.fetch(self._key(), record)
+            self.record = record = cache.fetch(self._key(), record.folder) or record
         yield from list(record.rows)
         if record.complete:
             return
@@ -153,12 +154,12 @@ class _Part(ABC):
         except BaseException as error:
             diverged = isinstance(error, Diverged) or isinstance(error.__cause__, Diverged)
             if diverged and not self.reference:
-                record.finish(failed=str(error))
+                record.finish(self.label, failed=str(error))
                 return
             if self.last is not None:  # an error, Ctrl-C, or a reader who has enough: nothing that was done is lost
                 record.save(self.last.phase, self.last.round, self.rows_then, now=True)
             raise
-        record.finish()
+        record.finish(self.label)
         if cache is not None:
             cache.store(self._key(), record)
 
@@ -253,10 +254,12 @@ class _Contender(_Part):
         return self._scored(step.round.after, final=final) if due else None
 
     def _scored(self, weights: Weights, *, final: bool) -> Scores:
-        # What those who stay are asked is a stop rule's cost; all else only a simulation can know.
-        started = time.perf_counter()
-        validation = validate(self.simulation.task(self.federation, weights).retained, weights, self.seed)
-        self.account.add("evaluate", time.perf_counter() - started)
+        validation = None
+        if any(self.simulation.partition.validation):
+            # What those who stay are asked is a stop rule's cost; all else only a simulation can know.
+            started = time.perf_counter()
+            validation = validate(self.simulation.task(self.federation, weights).retained, weights, self.seed)
+            self.account.add("evaluate", time.perf_counter() - started)
         return self.simulation.score(weights, final=final, validation=validation)
 
 

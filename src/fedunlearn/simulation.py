@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from fedunlearn.weights import Weights
 
 __all__ = ["Partition", "Setting", "Simulation"]
 
-_PROBES = 256  # inputs of a data set that is read one by one
+_AT_ONCE = 256  # inputs of a data set that is read one by one
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Setting:
         architecture = Architecture(_Build(experiment.model, data.classes, data.shape))
         try:
             flops = flops_per_sample(architecture.build, data.shape)
-        except ValueError:
+        except (ValueError, ImportError):
             raise
         except Exception as error:
             raise ValueError(f"{experiment.model.name} does not take inputs of shape {data.shape}: {error}") from error
@@ -125,7 +127,10 @@ class Simulation:
             for name, part in zip(self._TESTS, torch.arange(len(data.test.labels)).tensor_split(2), strict=True)
         ]
         clients = _clients(plan.data, data, seed)
-        self.partition = _partition(clients, View((plan.request,)), data.classes)
+        try:
+            self.partition = _partition(clients, View((plan.request,)), data.classes)
+        except IndexError as error:  # an instance that nobody has
+            raise ValueError(str(error)) from None
         if not (meant := sum(self.partition.forget)):
             raise ValueError("the request means no training sample of anybody: nothing is to be forgotten")
         if meant < MIA_SAMPLES:
@@ -192,22 +197,58 @@ def _partition(clients: list[Client], meant: View, classes: int) -> Partition:
 
 
 def _digest(samples: Samples) -> str:
-    """Of labels and inputs; of data that are read one by one (and may draw at random), of the labels and a few."""
+    """Of labels and inputs. All are read, as in every round of training."""
     labels = samples.labels
     digest = hashlib.blake2b(labels.numpy().tobytes(), digest_size=16)
     if isinstance(samples, TensorSamples):
         digest.update(f"{samples.values.dtype} {samples.values.shape} {samples.mean} {samples.std}".encode())
-        digest.update(samples.values.contiguous().flatten().view(torch.uint8).numpy().data)
+        parts: Iterable[torch.Tensor] = [samples.values]
     else:
-        some = torch.linspace(0, len(labels) - 1, min(_PROBES, len(labels))).long()
-        with seeded(0):
-            probes = samples.inputs(some, None)
-        digest.update(probes.contiguous().flatten().view(torch.uint8).numpy().data)
+        parts = (samples.inputs(part, None) for part in torch.split(torch.arange(len(labels)), _AT_ONCE))
+    with seeded(0):  # some data sets draw at random
+        for part in parts:
+            digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _source(name: str) -> str:
-    """Of the file that ``package.module:name`` stands in."""
+    """Of the file that ``package.module:name`` stands in, and of all beside it and below that it imports."""
     load_object(name)
-    file = sys.modules[name.partition(":")[0]].__file__
-    return hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest() if file else "unknown"
+    module = name.partition(":")[0]
+    files = _imported(module, _home(module), {})
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(files.values()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _home(module: str) -> Path:
+    """Where the user's own code lies: the package, or the folder that a module lies in."""
+    file = _file(module.partition(".")[0])
+    return file.parent if file else Path("nowhere")
+
+
+def _imported(module: str, home: Path, found: dict[str, Path]) -> dict[str, Path]:
+    """Files of a module and of what it imports, as far as they lie in ``home``; loaded they are all."""
+    file = _file(module)
+    if module in found or file is None or not file.is_relative_to(home) or "site-packages" in file.parts:
+        return found
+    found[module] = file
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*filter(None, above), *([node.module] if node.module else [])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for imported in names:
+            _imported(imported, home, found)
+    return found
+
+
+def _file(module: str) -> Path | None:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file).resolve() if file and file.endswith(".py") else None

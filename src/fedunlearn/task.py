@@ -181,6 +181,13 @@ class Method(ABC):
     def needs(self) -> Needs:
         """What the unlearning step cannot do without; may depend on hyper-parameters."""
 
+    def check(self, task: Task) -> None:  # noqa: B027 - most have nothing to look at
+        """Look, before anything runs, whether the hyper-parameters fit the task's network; most fit any.
+
+        Raises:
+            ValueError: they do not.
+        """
+
     @abstractmethod
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         """The unlearning step, round by round, numbered from 0: perhaps none, perhaps many.

@@ -245,6 +245,7 @@ def test_what_the_page_says_of_a_run(report: Report, pages: dict[str, Path]) -> 
         "Table 1: Client-wise federated unlearning, IID, first client forgets (cifar-10, cnn)",
         "91.66 ± 0.12",
         "layernorm-cnn (channels [4, 8], kernel 3)",
+        "digits, 4 clients, Iid, 60 samples each on average, 20% of them for validation",
         "torch ",
     ):
         assert said in words, said
@@ -281,7 +282,7 @@ def test_everything_is_written_beside_the_page(report: Report, folder: Path) -> 
     assert publish([report], folder) == folder / "report.html"
     figures = {path.name for path in (folder / "figures").iterdir()}
     names = [*(f"measure-{m}" for m in ("retain", "forget", "test", "mia")), "gap-bytes", "gap-flops", "gap-seconds"]
-    names += ["validation", *(f"losses-{m}" for m in ("Original", "Retrain", "FT", "NoT")), "partition"]
+    names += ["validation", *(f"losses-{m}" for m in ("0-Original", "1-Retrain", "2-FT", "3-NoT")), "partition"]
     assert figures == {f"{name}.{kind}" for name in names for kind in ("svg", "pdf")}
     for path in (folder / "figures").iterdir():
         content = path.read_bytes()
@@ -304,5 +305,5 @@ def test_several_runs_on_one_page(report: Report, folder: Path) -> None:
     assert "One of four leaves / Another" in text
     assert re.search(r"<code>title</code></th><td[^>]*>One of four leaves</td><td[^>]*>Another</td>", text)
     assert "first: NoT" in text  # in the legends
-    assert (folder / "figures" / "run2-losses-NoT.svg").is_file()
+    assert (folder / "figures" / "run2-losses-3-NoT.svg").is_file()
     assert not (folder / "report.json").exists()

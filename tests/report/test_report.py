@@ -83,7 +83,7 @@ def test_a_curve_is_drawn_where_its_numbers_are(report: Report) -> None:
         assert list(line.get_xdata()) == one.rounds()
         assert list(line.get_ydata()) == pytest.approx(means)
     assert re.search(r"NoT \d+\.\d to \d+\.\d", pictures["measure-forget"].alt)
-    (bytes_, *_) = figures.prices(series, [1.5])
+    (bytes_, *_) = figures.prices(series, [report])
     axes = bytes_.figure.axes[0]
     assert axes.get_xscale() == "log"
     assert list(axes.get_lines()[0].get_xdata()) == series[0].price("bytes")[1:]

@@ -20,11 +20,15 @@ from typing import IO, Any, BinaryIO, ClassVar, NoReturn, cast
 from fedunlearn.backends.packing import pack, receive, send, unpack
 from fedunlearn.federation import ClientId, Reply
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "WorkerDied"]
 
 # glibc gives large blocks back to the system when they are freed and faults in fresh pages when the next batch
 # needs them: more than a quarter of a worker's time on a small CNN. So workers keep what they once had.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
+class WorkerDied(RuntimeError):
+    """A worker process is gone, and its work with it."""
 
 
 class Pool:
@@ -198,7 +202,9 @@ class Pool:
         code = self._processes[number].wait()
         self.close()
         why = "the system killed it, perhaps for want of memory" if code == -signal.SIGKILL else "see its error output"
-        raise RuntimeError(f"a worker process died (exit code {code}): {why}; workers=1 does without")
+        raise WorkerDied(
+            f"a worker process died (exit code {code}): {why}; with one worker (workers=1, --workers 1) none is needed"
+        )
 
 
 def _with_cause(content: tuple[BaseException, BaseException | None]) -> BaseException:

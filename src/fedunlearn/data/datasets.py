@@ -144,6 +144,10 @@ def _own(name: str) -> DataSet:
         made = load_object(name)()
     except TypeError as error:
         raise ValueError(f"{name} must work without arguments: {error}") from error
+    except (ImportError, OSError, ValueError):
+        raise  # these tell what to do
+    except Exception as error:
+        raise ValueError(f"{name} failed: {type(error).__name__}: {error}") from error
     if isinstance(made, DataSet):
         return made
     if not isinstance(made, tuple | list) or len(made) != 2:

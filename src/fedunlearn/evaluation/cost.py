@@ -62,7 +62,8 @@ class Account:
     def costs(self) -> Mapping[Phase, Cost]:
         """What each phase has cost so far. Scoring is nobody's cost, but for validations, in phase "evaluate"."""
         found: dict[Phase, Cost] = {}
-        for phase, seconds in self._seconds.items():
+        for phase in dict.fromkeys([*self._seconds, *self.ledger.phases]):  # whatever a method calls its traffic
+            seconds = self._seconds.get(phase, 0.0)
             traffic = self.ledger.phases.get(phase, Traffic())
             work = traffic.work
             flops = work.forward * self._network.forward + work.backward * self._network.backward

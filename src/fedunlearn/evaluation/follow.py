@@ -43,6 +43,7 @@ def follow(method: Method, task: Task, rounds: int, resume: Step | None = None) 
         warnings.warn("nothing is to be forgotten: the request means no training sample of anybody", stacklevel=2)
         return
     task.require(method.needs, method.name)
+    method.check(task)
     last = resume
     if resume is None or resume.phase == "unlearn":
         for last in unlearning(method, task, resume):

@@ -71,7 +71,9 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The scored round of recovery with the smallest average gap to the final retrained models, one for all seeds.
+    """The scored round with the smallest average gap to the final retrained models, one for all seeds.
+
+    Of those before which anything was done at the clients: else it would often be not to unlearn at all.
 
     The paper does not state its stop rule; its Tables 1 and 4-8 fit this one, to which Figures 4-6 lead. It
     **needs the retrained models**: it tells what a method could do, and nobody who unlearns can use it.
@@ -84,7 +86,7 @@ class Oracle:
         self, method: Mapping[int, Sequence[Row]], before: Mapping[int, Scores], retrain: Sequence[Scores]
     ) -> dict[int, Choice]:
         """See `StopRule`."""
-        rounds = [rows for rows in zip(*method.values(), strict=True) if rows[0].phase == "recover"]
+        rounds = [rows for rows in zip(*method.values(), strict=True) if rows[0].bill().traffic.down]
         best = min(rounds, key=lambda rows: average_gap([row.scores for row in rows if row.scores], retrain).of_means)
         return {seed: Choice(row, True) for seed, row in zip(method, best, strict=True)}
 

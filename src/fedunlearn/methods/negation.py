@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedunlearn.federation import ClientContext, Reply
-from fedunlearn.layers import FIRST, Selection
+from fedunlearn.layers import FIRST, Selection, plan
 from fedunlearn.negation import negate
 from fedunlearn.rounds import Round, aggregate
 from fedunlearn.task import Method, Needs, Task
@@ -42,6 +42,10 @@ class NoT(Method):
     def needs(self) -> Needs:
         """Nothing, but for "recalibrate"."""
         return Needs(retain_online=self.batchnorm == "recalibrate")
+
+    def check(self, task: Task) -> None:
+        """The layers must be there."""
+        plan(task.architecture.template, self.layers, include_bias=self.include_bias)
 
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         """Negate (line 9 of Algorithm 1)."""

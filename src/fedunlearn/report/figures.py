@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -25,7 +25,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import LOSS_EDGES, MEASURES, Scores, average_gap
 from fedunlearn.evaluation.stopping import Recovered
-from fedunlearn.evaluation.table import REFERENCE, Line
+from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.report.report import Report
 
 __all__ = ["COLOURS", "Picture", "Series", "losses", "measures", "partition", "prices", "series_of", "validation"]
@@ -81,6 +81,8 @@ _STYLE: Any = {
     "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
 }
 
+_UNITS = {"bytes": "B", "flops": "", "seconds": "s"}
+_TARGET = "forget, Retrain"
 _BEFORE = "before, and margin"
 NAMES = {
     "retain": "Retain accuracy",
@@ -205,7 +207,7 @@ def measures(series: Sequence[Series]) -> Iterator[Picture]:
     for measure in MEASURES:
         with _axes(NAMES[measure], "rounds", "%", legend=[one.label for one in series]) as (figure, axes):
             ends: list[str] = []
-            curves_shown: list[list[float]] = []
+            curves_shown: dict[str, list[float]] = {}
             for one in series:
                 values = one.values(measure)
                 means, spreads = [fmean(v) for v in values], [stdev(v) if len(v) > 1 else 0.0 for v in values]
@@ -214,16 +216,19 @@ def measures(series: Sequence[Series]) -> Iterator[Picture]:
                 axes.fill_between(one.rounds(), low, high, color=_LIGHT[one.colour], alpha=0.13, linewidth=0)
                 _line(axes, one, one.rounds(), means)
                 ends.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}")
-                curves_shown.append(means)
+                curves_shown[one.label] = means
             below = _focus(axes, curves_shown)
             _legend(figure, axes)
         alt = f"{NAMES[measure]} in percent, from the first scored round to the last: {'; '.join(ends)}."
-        caption = f"{NAMES[measure]} by round, mean ± sd over seeds.{below}"
+        seeds = "mean ± sd over seeds" if any(len(one.points[0]) > 1 for one in series) else "one seed"
+        caption = f"{NAMES[measure]} by round, {seeds}.{below}"
         yield Picture(f"measure-{measure}", figure, alt, caption)
 
 
-def prices(series: Sequence[Series], originals: Sequence[float]) -> Iterator[Picture]:
-    """The average gap to Retrain by what it took; ``originals``: the gap of each run's model before the request."""
+def prices(series: Sequence[Series], reports: Sequence[Report]) -> Iterator[Picture]:
+    """The average gap to Retrain by what it took, and of the model before the request."""
+    originals = [next(line for line in report.table() if line.method == ORIGINAL).gap.of_means for report in reports]
+    cached = any(REFERENCE in part for report in reports for part in report.cached)
     kinds = {
         "bytes": "bytes between server and clients",
         "flops": "floating-point operations at the clients",
@@ -236,8 +241,8 @@ def prices(series: Sequence[Series], originals: Sequence[float]) -> Iterator[Pic
             for one in series:
                 paid = [
                     (x, y)
-                    for x, y, rounds in zip(one.price(kind), one.gaps(), one.rounds(), strict=True)
-                    if rounds > 0 and x > 0  # what is free has no place on a logarithmic axis
+                    for x, y, sent in zip(one.price(kind), one.gaps(), one.price("bytes"), strict=True)
+                    if sent > 0  # what is free has no place on a logarithmic axis
                 ]
                 if not paid:
                     continue
@@ -249,67 +254,82 @@ def prices(series: Sequence[Series], originals: Sequence[float]) -> Iterator[Pic
             axes.set_xscale("log")
             low, high = axes.get_xlim()
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 40 * low else (1,)))
-            axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
+            axes.xaxis.set_major_formatter(EngFormatter(_UNITS[kind], sep="\N{NO-BREAK SPACE}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_ylim(bottom=0)
             _legend(figure, axes)
         alt = f"Average gap to Retrain in percentage points against {what}: {'; '.join(ends)}."
-        yield Picture(f"gap-{kind}", figure, alt, f"Average gap against {what}; both from the request on.")
+        caption = f"Average gap against {what}; both from the request on."
+        if cached and kind == "seconds":
+            caption += f" {REFERENCE}'s seconds are of the earlier run that did it, and may compare badly."
+        yield Picture(f"gap-{kind}", figure, alt, caption)
 
 
 def validation(series: Sequence[Series], reports: Sequence[Report]) -> Picture | None:
     """What the stop rule that needs no Retrain reads; None where nobody keeps validation samples."""
-    if not all(one.values("validation") for one in series):
+    series = [one for one in series if one.method != REFERENCE and one.values("validation")]
+    if not series:
         return None
     legend = [*(one.label for one in series), _BEFORE]
     with _axes("Validation accuracy", "rounds", "%", legend=legend) as (figure, axes):
-        told, shown = [], []
+        told, shown = [], {}
         for one in series:
-            if one.method == REFERENCE:
-                continue
             means = [fmean(v) for v in one.values("validation")]
-            shown.append(means)
+            shown[one.label] = means
             _line(axes, one, one.rounds(), means)
-            stop = _stop(one, reports[one.run])
-            if stop.met:
-                where = f"stopped after {stop.rounds:.3g} rounds on average, in {stop.met} of {stop.seeds} seeds"
-                y = np.interp(stop.rounds, one.rounds(), means)
-                axes.plot(stop.rounds, y, "o", markersize=8, markerfacecolor="none", color=_LIGHT[one.colour])
-            told.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}, {where if stop.met else 'nowhere stopped'}")
+            stops, where = _stops(one, reports[one.run]), "nowhere stopped"
+            if stops:
+                where = f"stopped after {fmean(stops):.3g} rounds, mean of the {len(stops)} seeds where it was met"
+                y = np.interp(fmean(stops), one.rounds(), means)
+                axes.plot(fmean(stops), y, "o", markersize=8, markerfacecolor="none", color=_LIGHT[one.colour])
+            told.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}, {where}")
         for number, report in enumerate(reports):
             scores = [row.scores for row in _originals(report) if row.scores]
-            before = fmean(one.validation for one in scores if one.validation is not None)
+            known = [one.validation for one in scores if one.validation is not None]
+            if not known:
+                continue
+            before = fmean(known)
             margin = next(rule.margin for rule in report.rules if isinstance(rule, Recovered))
             label = None if number else _BEFORE
             axes.axhspan(before - margin, before, color=_LIGHT["faint"], alpha=0.18, linewidth=0, label=label)
         below = _focus(axes, shown)
         _legend(figure, axes)
     alt = f"Validation accuracy in percent by round: {'; '.join(told)}."
-    caption = f"What the rule “recovered” reads; circles: where it stops, mean over seeds.{below}"
+    caption = f"What the rule “recovered” reads; circles: where it stops, mean of the seeds in which it does.{below}"
     return Picture("validation", figure, alt, caption)
 
 
 def losses(report: Report, prefix: str = "") -> Iterator[Picture]:
-    """Histograms of the losses, of the model before the request and of every method's last."""
-    found = curves(report.compared)
+    """Histograms of the losses, of the model before the request and of every method's last, on one scale."""
+    found = {method: _shares(seeds.values()) for method, seeds in curves(report.compared).items()}
+    target = found[REFERENCE]["forget"]
+    highest = max(max(shares) for kinds in found.values() for shares in kinds.values())
     centres = [(a * b) ** 0.5 for a, b in pairwise(LOSS_EDGES)]
-    kinds = {"retain": ("c1", "-"), "forget": ("c2", "-"), "test": ("ink", (0, (2, 1.5)))}
-    for method, seeds in found.items():
-        histograms = [rows[-1].scores.losses for rows in seeds.values() if rows[-1].scores]
+    drawn = {"retain": ("c1", "-"), "forget": ("c2", "-"), "test": ("ink", (0, (2, 1.5)))}
+    for number, (method, kinds) in enumerate(found.items()):
         title = "before the request" if method == ORIGINAL else method
-        with _axes(title, "loss of a sample", "% of samples", _NARROW) as (figure, axes):
-            peaks = []
-            for kind, (colour, dash) in kinds.items():
-                counts = [sum(column) for column in zip(*(getattr(h, kind) for h in histograms if h), strict=True)]
-                total = sum(counts) or 1
-                shares = [100 * count / total for count in counts]
+        with _axes(title, "loss of a sample", "% of samples", _NARROW, legend=[*drawn, _TARGET]) as (figure, axes):
+            for kind, (colour, dash) in drawn.items():
+                shares = kinds[kind]
                 axes.step(centres, shares, where="mid", color=_LIGHT[colour], linestyle=dash, label=kind, linewidth=1.3)
-                peaks.append(f"{kind} {_median(counts):.2g}")
+            axes.fill_between(centres, target, step="mid", color=_LIGHT["c2"], alpha=0.15, linewidth=0, label=_TARGET)
             axes.set_xscale("log")
-            axes.set(xlim=(LOSS_EDGES[0], LOSS_EDGES[-1]), ylim=(0, None))
+            axes.set(xlim=(LOSS_EDGES[0], LOSS_EDGES[-1]), ylim=(0, 1.05 * highest))
             _legend(figure, axes)
-        name = re.sub(r"[^A-Za-z0-9]+", "-", f"{prefix}losses-{method}").strip("-")
-        yield Picture(name, figure, f"Histogram of losses, {title}. Medians: {', '.join(peaks)}.", title)
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", method)[:40].strip("-")
+        name = f"{prefix}losses-{number}-{slug}"  # numbered: two methods can look the same but for punctuation
+        medians = ", ".join(f"{kind} {_median(shares):.2g}" for kind, shares in kinds.items())
+        yield Picture(name, figure, f"Histogram of losses, {title}. Medians: {medians}.", f"Losses, {title}.")
+
+
+def _shares(seeds: Iterable[Sequence[Row]]) -> dict[str, list[float]]:
+    """Percent of the samples in each bin, of each kind, all seeds together."""
+    histograms = [rows[-1].scores.losses for rows in seeds if rows[-1].scores]
+    found = {}
+    for kind in ("retain", "forget", "test"):
+        counts = [sum(column) for column in zip(*(getattr(one, kind) for one in histograms if one), strict=True)]
+        found[kind] = [100 * count / max(sum(counts), 1) for count in counts]
+    return found
 
 
 def partition(report: Report, prefix: str = "") -> Picture:
@@ -373,19 +393,19 @@ def _line(axes: Axes, one: Series, x: Sequence[float], y: Sequence[float]) -> No
     axes.plot(x, y, color=_LIGHT[one.colour], linestyle=one.dash, marker=one.marker, markevery=every, label=one.label)
 
 
-def _focus(axes: Axes, shown: Sequence[Sequence[float]]) -> str:
+def _focus(axes: Axes, shown: Mapping[str, Sequence[float]]) -> str:
     """Whole rounds, and an axis for what recovery does: a start far below would press everything else together."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    later = [value for means in shown for value in means[1:]]
+    later = [value for means in shown.values() for value in means[1:]]
     if not later:
         return ""
-    low, high = min(later), max(*later, *(means[0] for means in shown))
-    starts = [means[0] for means in shown if means[0] < low - 0.5 * (high - low)]
+    low, high = min(later), max(*later, *(means[0] for means in shown.values()))
+    starts = [f"{label} {means[0]:.0f} %" for label, means in shown.items() if means[0] < low - 0.5 * (high - low)]
     if not starts:
         return ""
     room = max(0.08 * (high - low), 0.5)
     axes.set_ylim(low - room, high + room)
-    return f" Starts below the axis: {', '.join(f'{start:.0f} %' for start in sorted(set(starts)))}."
+    return f" Starts below the axis: {', '.join(starts)}."
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -394,7 +414,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
+    """Of a long label both ends: the run, and the method."""
+    return label if len(label) <= _LABEL else f"{label[: _LABEL // 2 - 1]}…{label[-_LABEL // 2 :]}"
 
 
 def _columns(labels: Sequence[str]) -> int:
@@ -406,15 +427,19 @@ def _originals(report: Report) -> list[Row]:
     return [rows[-1] for rows in curves(report.compared)[ORIGINAL].values()]
 
 
-def _stop(one: Series, report: Report) -> Line:
+def _stops(one: Series, report: Report) -> list[int]:
+    """After how many rounds the rule stops, in the seeds in which it does."""
     rule = next(rule for rule in report.rules if isinstance(rule, Recovered))
-    return next(line for line in report.table(rule) if line.method == one.method)
+    before = {row.seed: row.scores for row in _originals(report) if row.scores}
+    by_seed = dict(zip(before, zip(*one.points, strict=True), strict=True))
+    return [choice.row.rounds for choice in rule.choose(by_seed, before, one.retrain).values() if choice.met]
 
 
-def _median(counts: Sequence[int]) -> float:
-    half, so_far = sum(counts) / 2, 0
-    for edge, count in zip(LOSS_EDGES[1:], counts, strict=True):
-        so_far += count
+def _median(shares: Sequence[float]) -> float:
+    """The upper edge of the bin in which half of the samples are reached."""
+    half, so_far = sum(shares) / 2, 0.0
+    for edge, share in zip(LOSS_EDGES[1:], shares, strict=True):
+        so_far += share
         if so_far >= half:
             return edge
     return LOSS_EDGES[-1]

@@ -20,7 +20,7 @@ from fedunlearn.evaluation.stopping import StopRule
 from fedunlearn.evaluation.table import REFERENCE, Line
 from fedunlearn.report import figures, tables
 from fedunlearn.report.figures import COLOURS, NAMES, Picture, Series
-from fedunlearn.report.report import FILE, Comparison, Report, write_report
+from fedunlearn.report.report import FILE, Comparison, Report, told, write_report
 
 __all__ = ["page", "publish"]
 
@@ -77,7 +77,7 @@ class _Pictures:
         prefixes = [f"run{number}-" if len(reports) > 1 else "" for number in range(1, len(reports) + 1)]
         return cls(
             list(figures.measures(series)),
-            list(figures.prices(series, [_original(report).gap.of_means for report in reports])),
+            list(figures.prices(series, reports)),
             figures.validation(series, reports),
             [list(figures.losses(report, prefix)) for report, prefix in zip(reports, prefixes, strict=True)],
             [figures.partition(report, prefix) for report, prefix in zip(reports, prefixes, strict=True)],
@@ -98,7 +98,7 @@ def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"amount": _amount, "inline": _inline}
+    environment.filters |= {"amount": _amount, "told": told, "inline": _inline}
     series = figures.series_of(reports)
     return environment.get_template("template.html").render(
         reports=reports,
@@ -113,6 +113,7 @@ def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
         reference=REFERENCE,
         colours=COLOURS,
         asked=_asked,
+        verdict=_verdict,
         facts=_facts,
         best=_best,
         stops=_stops,
@@ -130,10 +131,6 @@ def _inline(picture: Picture) -> Markup:
 def _write(path: Path, content: bytes) -> None:
     with atomic_write(path) as file:
         file.write(content)
-
-
-def _original(report: Report) -> Line:
-    return next(line for line in report.table() if line.method == ORIGINAL)
 
 
 def _asked(report: Report) -> str:
@@ -156,16 +153,39 @@ def _asked(report: Report) -> str:
     )
 
 
+def _verdict(report: Report) -> str:
+    """What came of it, in a sentence."""
+    lines = {line.method: line for line in report.table()}
+    compared = [line for method, line in lines.items() if method not in (ORIGINAL, REFERENCE)]
+    if not compared:
+        return ""
+    best = min(compared, key=lambda line: line.gap.of_means)
+    said = (
+        f"{best.method} ends {best.gap.of_means:.2f} points from the retrained models, where the model before the "
+        f"request was {lines[ORIGINAL].gap.of_means:.2f} away"
+    )
+    if lines[REFERENCE].bytes:
+        said += f", for {best.bytes / lines[REFERENCE].bytes:.0%} of their bytes"
+    others = [f"{line.method} ends {line.gap.of_means:.2f} away" for line in compared if line is not best]
+    return f"{'; '.join([said, *others[:3]])}."
+
+
 def _facts(report: Report) -> list[tuple[str, str]]:
     """The setting, for a glance."""
     plan = report.experiment
     data, training, recovery = plan["data"], plan["training"], plan["recovery"]
     said = plan["model"].get("options", {})
     options = ", ".join(f"{name} {value}" for name, value in said.items())
+    held = [data["name"], f"{data['clients']} clients", _kind(data["partition"])]
+    held += [f"{data['samples']} samples each on average"] if "samples" in data else []
+    held += [f"{data['validation']:.0%} of them for validation"]
+    held += [f"client {client}: {_kind(treatment)}" for client, treatment in data["treatment"].items()]
+    steps = [_kind(training["optimizer"]), f"batch {training['batch_size']}", f"{training['epochs']:g} epochs a round"]
+    steps += [_kind(training["schedule"])] if training["schedule"]["kind"] != "Constant" else []
     return [
-        ("Data", f"{data['name']}, {_kind(data['partition'])}, {data['clients']} clients"),
+        ("Data", ", ".join(held)),
         ("Network", plan["model"]["name"] + (f" ({options})" if options else "")),
-        ("Training", f"{training['rounds']} rounds, {_kind(training['optimizer'])}, batch {training['batch_size']}"),
+        ("Training", f"{training['rounds']} rounds, {', '.join(steps)}"),
         ("Recovery", f"{recovery['rounds']} rounds, scored every {recovery['evaluate_every']}"),
         ("Seeds", ", ".join(map(str, report.seeds))),
     ]
@@ -256,7 +276,12 @@ def _environment(report: Report) -> list[tuple[str, str]]:
     computed = " ".join([str(decides.get("device", "not known")), *session["accelerators"]])
     facts = [
         ("Command", session["command"]),
-        ("Sessions", f"{len(report.sessions)}; the first began {first}, the last {last}"),
+        (
+            "Begun",
+            first
+            if len(report.sessions) == 1
+            else f"{first}; gone on with {len(report.sessions) - 1} times, the last {last}",
+        ),
         ("Versions", f"Python {session['python']}, {versions}"),
         ("Code", f"commit {session['commit'] or 'not known'}, digest {session['code']}"),
         ("Working folder", f"commit {session['commit_here'] or 'not known'}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,7 @@ from fedunlearn.record import RecordError, read_json
 from fedunlearn.runfolder import FolderError, RunFolder, differences
 from fedunlearn.simulation import Partition
 
-__all__ = ["Comparison", "Failure", "Report", "assemble", "compare", "read_report", "write_report"]
+__all__ = ["Comparison", "Failure", "Report", "assemble", "compare", "read_report", "told", "write_report"]
 
 FILE = "report.json"
 _FORMAT = 1
@@ -106,7 +107,14 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """What a script would want of it: the tables at every stop rule."""
         tables = {rule.name: [dataclasses.asdict(line) for line in self.table(rule)] for rule in self.rules}
-        return {"title": self.title, "seeds": list(self.seeds), "missing": list(self.missing), "tables": tables}
+        return {
+            "title": self.title,
+            "seeds": list(self.seeds),
+            "missing": list(self.missing),
+            "failures": [dataclasses.asdict(failure) for failure in self.failures],
+            "cached": list(self.cached),
+            "tables": tables,
+        }
 
 
 def assemble(folder: Path) -> Report:
@@ -133,11 +141,11 @@ def assemble(folder: Path) -> Report:
         training, original, *others = records
         rows += [*training.rows[:-1], *original.rows, *(row for record in others for row in record.rows)]
         for record in (training, *others):
-            last = record.rows[-1]
+            rounds = record.rows[-1].rounds if record.rows else 0
             if record.failed:
-                failures.append(Failure(last.method, seed, last.rounds, record.failed))
+                failures.append(Failure(record.label, seed, rounds, record.failed))
             if record.cached:
-                cached.append(f"seed {seed}, {'first training' if record is training else last.method}")
+                cached.append(f"seed {seed}, {'first training' if record is training else record.label}")
     if not partitions:
         raise FolderError(f"in {folder} no seed is complete yet: let the run go on, by the same command")
     return Report(
@@ -176,10 +184,14 @@ def read_report(path: Path) -> Report:
         )
     names = [entry.name for entry in dataclasses.fields(Report)]
     try:
-        return TypeAdapter(Report).validate_python({name: content[name] for name in names if name in content})
+        report = TypeAdapter(Report).validate_python({name: content[name] for name in names if name in content})
+        report.summary()  # which needs what a table of any kind cannot promise
     except ValidationError as error:
         first = error.errors()[0]
         raise RecordError(f"{path} is no report: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path} is no report that could be shown: {error!r}") from None
+    return report
 
 
 @dataclass(frozen=True)
@@ -203,6 +215,11 @@ class Comparison:
             "differences": self.differences,
             "runs": {report.name: report.summary() for report in self.reports},
         }
+
+
+def told(value: object) -> str:
+    """An entry of an experiment, as its file would say it; nothing where it has none."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def compare(paths: Sequence[Path]) -> Comparison:

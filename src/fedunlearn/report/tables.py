@@ -56,7 +56,7 @@ def as_latex(reports: Sequence[Report]) -> str:
     head = " & ".join([*first, "Method", *_HEADINGS])
     body = " \\\\\n".join(rows)
     return (
-        f"% {' / '.join(report.title for report in reports)}\n\\begin{{tabular}}{{{columns}}}\n"
+        f"% {' / '.join(' '.join(report.title.split()) for report in reports)}\n\\begin{{tabular}}{{{columns}}}\n"
         f"\\toprule\n{head} \\\\\n\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"
     )
 
