@@ -180,7 +180,11 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     held += [f"{data['samples']} samples each on average"] if "samples" in data else []
     held += [f"{data['validation']:.0%} of them for validation"]
     held += [f"client {client}: {_kind(treatment)}" for client, treatment in data["treatment"].items()]
-    steps = [_kind(training["optimizer"]), f"batch {training['batch_size']}", f"{training['epochs']:g} epochs a round"]
+    steps = [
+        _kind(training["optimizer"]),
+        f"batch {training['batch_size']}",
+        f"{training['epochs']:g} epoch{'s' * (training['epochs'] != 1)} a round",
+    ]
     steps += [_kind(training["schedule"])] if training["schedule"]["kind"] != "Constant" else []
     return [
         ("Data", ", ".join(held)),
