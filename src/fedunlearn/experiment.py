@@ -22,7 +22,7 @@ from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.experiments import shipped
 from fedunlearn.federation import ClientId
-from fedunlearn.importing import load_object
+from fedunlearn.importing import load_object, path_of
 from fedunlearn.layers import First
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
@@ -114,7 +114,7 @@ class _Kinds:
         """What a file calls the kind of ``value``."""
         kind = type(value)
         ours = [name for name, one in self.kinds.items() if one is kind]
-        return ours[0] if ours else f"{kind.__module__}:{kind.__qualname__}"
+        return ours[0] if ours else path_of(kind)
 
     @property
     def _known(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load_object", "unknown"]
+__all__ = ["load_object", "path_of", "unknown"]
 
 
 def load_object(path: str) -> Any:
@@ -41,6 +41,11 @@ def load_object(path: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         raise ImportError(f"module {module_name!r} has no {name!r}{_suggestion(name, vars(module))}") from None
+
+
+def path_of(kind: type) -> str:
+    """What `load_object` finds a class by."""
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:

@@ -27,7 +27,7 @@ from fedunlearn.federation import Phase
 from fedunlearn.rounds import Round
 from fedunlearn.weights import Weights
 
-__all__ = ["Record", "RecordError", "Saved", "copy_durably", "read_json", "read_rows", "row_line"]
+__all__ = ["Record", "RecordError", "Saved", "copy_durably", "read_json"]
 
 _ROWS, _STATE, _COMPLETE, _WEIGHTS = "rows.jsonl", "state.safetensors", "complete.json", "weights"
 _META = "fedunlearn.state"
@@ -69,7 +69,7 @@ class Record:
         self.folder = folder
         self._complete = read_json(folder / _COMPLETE)
         self.saved = None if self.complete else _read_state(folder / _STATE)
-        self.rows = list(read_rows(folder / _ROWS))
+        self.rows = list(_read_rows(folder / _ROWS))
         if self._complete and not {"rows", "label"} <= self._complete.keys():
             raise RecordError(f"{folder / _COMPLETE} is not as a run writes it: remove {folder}, to have it done anew")
         done = self._complete["rows"] if self.complete else self.saved.rows if self.saved else 0
@@ -104,12 +104,12 @@ class Record:
         """Make the folder ready for rows after those that there are."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.folder / _ROWS) as file:
-            file.writelines(map(row_line, self.rows))
+            file.writelines(map(_row_line, self.rows))
 
     def add(self, row: Row) -> None:
         """Append a row."""
         with open(self.folder / _ROWS, "ab") as file:
-            file.write(row_line(row))
+            file.write(_row_line(row))
         self.rows.append(row)
 
     def keep(self, name: str, weights: Weights, about: Mapping[str, object]) -> None:
@@ -188,12 +188,12 @@ def copy_durably(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=copied)
 
 
-def row_line(row: Row) -> bytes:
+def _row_line(row: Row) -> bytes:
     """A row as a line of JSON."""
     return json.dumps(dataclasses.asdict(row), separators=(",", ":")).encode() + b"\n"
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def _read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file; a last line that was cut short is left out.
 
     Raises:

@@ -14,7 +14,7 @@ from fedunlearn.backends.in_process import best_device
 from fedunlearn.backends.metered import Metered
 from fedunlearn.environment import determinants
 from fedunlearn.evaluation.cost import Account
-from fedunlearn.evaluation.follow import Step, recovering, timed, unlearning
+from fedunlearn.evaluation.follow import Step, recovering, require, timed, unlearning
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import Scores, validate
 from fedunlearn.experiment import Experiment, resolved
@@ -76,8 +76,7 @@ def _require_needs(simulation: Simulation) -> None:
     setting = simulation.setting
     task = simulation.task(simulation.federation, setting.architecture.fresh(0))
     for method in setting.experiment.methods:
-        task.require(method.needs, method.name)
-        method.check(task)
+        require(method, task)
 
 
 class _Seed:

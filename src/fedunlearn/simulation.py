@@ -20,7 +20,7 @@ from fedunlearn.evaluation.membership import MIA_SAMPLES
 from fedunlearn.evaluation.scores import Scores, score
 from fedunlearn.experiment import Data, Experiment, Model
 from fedunlearn.federation import ClientId, Federation
-from fedunlearn.importing import load_object
+from fedunlearn.importing import load_object, path_of
 from fedunlearn.models import build
 from fedunlearn.randomness import generator, seeded, stable_seed
 from fedunlearn.requests import AnyOf, ForgetClient, Rest
@@ -100,7 +100,7 @@ class Setting:
 
     def own_methods(self) -> dict[str, str]:
         """Digests of the user's own methods' code."""
-        names = [f"{type(method).__module__}:{type(method).__qualname__}" for method in self.experiment.methods]
+        names = [path_of(type(method)) for method in self.experiment.methods]
         return {name: _source(name) for name in names if not name.startswith("fedunlearn.")}
 
 

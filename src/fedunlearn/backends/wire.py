@@ -13,6 +13,7 @@ import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedunlearn.importing import path_of
 from fedunlearn.weights import Weights
 
 __all__ = ["WireError", "decode", "encode", "weights_in"]
@@ -41,7 +42,7 @@ def decode(message: Any, weights: Sequence[Weights] = (), allow: Iterable[type] 
     Raises:
         WireError: the message is malformed or names another type.
     """
-    allowed = {_name(kind): kind for kind in allow}
+    allowed = {path_of(kind): kind for kind in allow}
     try:
         return _decode(message, weights, allowed)
     except WireError:
@@ -63,10 +64,6 @@ def weights_in(value: object) -> list[Weights]:
     return []
 
 
-def _name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
 def _encode(value: object, weights: list[Weights]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -75,7 +72,7 @@ def _encode(value: object, weights: list[Weights]) -> Any:
         return {"weights": len(weights) - 1}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _encode(getattr(value, f.name), weights) for f in dataclasses.fields(value) if f.init}
-        return {"type": _name(type(value)), "fields": fields}
+        return {"type": path_of(type(value)), "fields": fields}
     if isinstance(value, (tuple, list)):
         return [_encode(item, weights) for item in value]
     if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ from fedunlearn.rounds import Round
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["Step", "follow", "recovering", "timed", "unlearn", "unlearning"]
+__all__ = ["Step", "follow", "recovering", "require", "timed", "unlearn", "unlearning"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,23 @@ def follow(method: Method, task: Task, rounds: int, resume: Step | None = None) 
     if task.empty:
         warnings.warn("nothing is to be forgotten: the request means no training sample of anybody", stacklevel=2)
         return
-    task.require(method.needs, method.name)
-    method.check(task)
+    require(method, task)
     last = resume
     if resume is None or resume.phase == "unlearn":
         for last in unlearning(method, task, resume):
             yield last
     yield from recovering(method, task, rounds, last)
+
+
+def require(method: Method, task: Task) -> None:
+    """All that must hold before a method runs.
+
+    Raises:
+        NeedsError: the method cannot run on this task.
+        ValueError: its hyper-parameters do not fit the network.
+    """
+    task.require(method.needs, method.name)
+    method.check(task)
 
 
 def unlearning(method: Method, task: Task, resume: Step | None = None) -> Iterator[Step]:

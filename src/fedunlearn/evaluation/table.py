@@ -10,7 +10,7 @@ from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import Gap, Scores, average_gap
 from fedunlearn.evaluation.stopping import Choice, Fixed, StopRule
 
-__all__ = ["REFERENCE", "Line", "Spread", "spread", "table"]
+__all__ = ["REFERENCE", "Line", "Spread", "table"]
 
 REFERENCE = "Retrain"
 
@@ -88,18 +88,15 @@ def table(rows: Iterable[Row], rule: StopRule | None = None) -> list[Line]:
     return lines
 
 
-def spread(values: Sequence[float], reference: Sequence[float]) -> Spread:
-    """Mean, standard deviation and distance of values over seeds."""
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, abs(fmean(values) - fmean(reference)))
-
-
 def _line(method: str, chosen: dict[int, Choice], retrain: Sequence[Scores], *, checks: bool) -> Line:
     rows = [choice.row for choice in chosen.values()]
     bills = [row.bill(checks=checks) for row in rows]
     ours = _scores(chosen)
 
     def measured(measure: str) -> Spread:
-        return spread([getattr(scores, measure) for scores in ours], [getattr(scores, measure) for scores in retrain])
+        values = [getattr(scores, measure) for scores in ours]
+        distance = abs(fmean(values) - fmean(getattr(scores, measure) for scores in retrain))
+        return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, distance)
 
     efficacy = all(scores.mia_efficacy is not None for scores in (*ours, *retrain))
     return Line(

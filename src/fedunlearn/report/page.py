@@ -63,8 +63,9 @@ def page(reports: Sequence[Report]) -> str:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """All figures of a page, by where they stand in it."""
+    """All figures of a page, by where they stand in it, and the curves that they show."""
 
+    series: list[Series]
     measures: list[Picture]
     prices: list[Picture]
     validation: Picture | None
@@ -76,6 +77,7 @@ class _Pictures:
         series = figures.series_of(reports)
         prefixes = [f"run{number}-" if len(reports) > 1 else "" for number in range(1, len(reports) + 1)]
         return cls(
+            series,
             list(figures.measures(series)),
             list(figures.prices(series, reports)),
             figures.validation(series, reports),
@@ -99,14 +101,13 @@ def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"amount": _amount, "told": told, "inline": _inline}
-    series = figures.series_of(reports)
     return environment.get_template("template.html").render(
         reports=reports,
         several=len(reports) > 1,
         title=" / ".join(dict.fromkeys(report.title for report in reports)),
         differences=Comparison(tuple(reports)).differences,
         pictures=pictures,
-        numbers=list(_numbers(series)),
+        numbers=list(_numbers(pictures.series)),
         names=NAMES,
         measures=MEASURES,
         original=ORIGINAL,
