@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fedunlearn.backends.in_process import InProcess
-from fedunlearn.backends.metered import Ledger, Metered, Traffic
+from fedunlearn.backends.metered import Ledger, Metered
 from fedunlearn.backends.packing import pack, unpack
 from fedunlearn.backends.pool import Pool
 from fedunlearn.backends.sampled import Sampled
@@ -33,6 +33,7 @@ from fedunlearn.federation import (
     Program,
     Reply,
     Retained,
+    Traffic,
     Turn,
     Work,
 )

@@ -671,7 +671,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedunlearn.task import Method, Needs
+from fedunlearn.needs import Needs
+from fedunlearn.task import Method
 
 if TYPE_CHECKING:
     from fedunlearn.layers import Selection

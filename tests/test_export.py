@@ -17,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import fedunlearn.export
 from fedunlearn.atomic import atomic_write
-from fedunlearn.backends.metered import Traffic
 from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.evaluation.scores import Scores
 from fedunlearn.export import ExportError, to_mlflow, to_tensorboard
+from fedunlearn.federation import Traffic
 from fedunlearn.report.report import Failure, Report, read_report, write_report
 
 HEAD = "NoT(layers=head, include_bias=True)"

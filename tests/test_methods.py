@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -15,11 +16,12 @@ from fedunlearn.evaluation.follow import Step, follow, unlearn
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.needs import Needs, NeedsError
 from fedunlearn.negation import negate
 from fedunlearn.programs import SGD, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient
 from fedunlearn.rounds import train
-from fedunlearn.task import Method, Needs, NeedsError, Task
+from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
 
@@ -178,11 +180,12 @@ def test_needs_are_checked_before_anything_runs(needs: Needs, sentence: str) -> 
 
 
 def test_all_that_is_missing_is_named_at_once() -> None:
-    whole, needs = small_task(ForgetClass(0)), Needs(history="sum", whole_clients=True, proxy=True)
+    whole = replace(small_task(ForgetClass(0)), history=None, proxy=None)
+    needs = Needs(history="sum", whole_clients=True, proxy=True)
     with pytest.raises(
         NeedsError, match=r"record it while training; and proxy data .*; and a request for whole clients"
     ):
-        whole.require(needs, "FUKD")
+        needs.require(whole.circumstances, "FUKD")
 
 
 def test_recovery_is_endless() -> None:

@@ -20,15 +20,16 @@ from typing import Any
 
 import pytest
 
-from fedunlearn.backends.metered import Traffic
+from fedunlearn.atomic import FileError
 from fedunlearn.checkpoint import load_weights, read_metadata
 from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.evaluation.table import table
 from fedunlearn.experiment import Experiment, load
 from fedunlearn.experiments import shipped
-from fedunlearn.federation import ClientError
+from fedunlearn.federation import ClientError, Traffic
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.needs import Needs, NeedsError
 from fedunlearn.negation import negate
 from fedunlearn.programs import Diverged
 from fedunlearn.record import Record, RecordError
@@ -37,7 +38,7 @@ from fedunlearn.rounds import Round, aggregate
 from fedunlearn.runfolder import Cache, FolderError, RunFolder
 from fedunlearn.runner import run
 from fedunlearn.simulation import Setting, Simulation
-from fedunlearn.task import Method, Needs, NeedsError, Task
+from fedunlearn.task import Method, Task
 
 TINY = """
 title = "tiny"
@@ -64,7 +65,8 @@ rounds = 1
 SLOWLY = """
 from dataclasses import dataclass
 from fedunlearn.rounds import Round, aggregate
-from fedunlearn.task import Method, Needs
+from fedunlearn.needs import Needs
+from fedunlearn.task import Method
 
 @dataclass(frozen=True)
 class Slowly(Method):
@@ -450,7 +452,7 @@ def test_rows_that_were_lost_or_are_none_are_told(tmp_path: Path) -> None:
         assemble(tmp_path / "run")
     path.write_bytes(b"".join(lines))
     (path.parent / "complete.json").write_text("nonsense")
-    with pytest.raises(RecordError, match=r"complete.json is no JSON"):
+    with pytest.raises(FileError, match=r"complete.json is no JSON"):
         assemble(tmp_path / "run")
 
 
@@ -539,7 +541,8 @@ def test_what_is_only_said_or_read_off_afterwards_can_be_changed(tmp_path: Path)
 OWN_METHOD = """
 from dataclasses import dataclass
 from fedunlearn.rounds import Round
-from fedunlearn.task import Method, Needs
+from fedunlearn.needs import Needs
+from fedunlearn.task import Method
 from parts.factors import FACTOR
 
 @dataclass(frozen=True)

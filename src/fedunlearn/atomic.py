@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and what is read of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "write_json"]
+__all__ = ["FileError", "atomic_write", "read_json", "write_json"]
+
+
+class FileError(ValueError):
+    """A file is not as this package writes it."""
 
 
 @contextmanager
@@ -46,6 +50,23 @@ def write_json(path: Path, content: Any) -> None:
     """Write plain values as JSON, as `atomic_write` writes."""
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A table in a file; empty where there is none.
+
+    Raises:
+        FileError: it is no JSON, or no table.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise FileError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise FileError(f"{path} holds no table")
+    return content
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The contract that every method keeps, as checks that anyone can run on a method of their own.
 
     for name, check in CHECKS.items():
-        check(Case(MyMethod(), small_task(ForgetClient("0")), cost=Traffic()))
+        check(Case(MyMethod(), small_task(ForgetClient("0"))))
 
 A check that fails raises AssertionError with a sentence. Each looks at one promise only, so that a method which
 breaks one is caught by one.
@@ -10,17 +10,22 @@ breaks one is caught by one.
 from __future__ import annotations
 
 import copy
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedunlearn.backends.in_process import InProcess
-from fedunlearn.backends.metered import Ledger, Metered, Traffic
+from fedunlearn.backends.metered import Ledger, Metered
+from fedunlearn.backends.recorded import Recorded, Recorder
 from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.client import Client
 from fedunlearn.evaluation.follow import Step, follow
@@ -28,6 +33,7 @@ from fedunlearn.federation import (
     Batch,
     Choose,
     ClientContext,
+    ClientError,
     ClientId,
     Federation,
     Part,
@@ -37,14 +43,16 @@ from fedunlearn.federation import (
     Reply,
     Turn,
 )
-from fedunlearn.programs import SGD, LocalTraining
+from fedunlearn.history import KINDS, History
+from fedunlearn.needs import NeedsError, Size
+from fedunlearn.programs import SGD, Evaluate, LocalTraining
 from fedunlearn.randomness import generator
 from fedunlearn.rounds import train
 from fedunlearn.samples import TensorSamples
-from fedunlearn.task import Method, NeedsError, Task
+from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["CHECKS", "Case", "SmallNet", "small_federation", "small_task"]
+__all__ = ["CHECKS", "Case", "SmallNet", "size_of", "small_federation", "small_task"]
 
 RECOVERY = 2  # rounds of recovery that the checks follow
 
@@ -56,12 +64,10 @@ class Case:
     Attributes:
         method: to be checked.
         task: a small one, as `small_task` makes it.
-        cost: traffic of the unlearning step, in closed form.
     """
 
     method: Method
     task: Task
-    cost: Traffic
 
 
 class SmallNet(nn.Module):
@@ -96,11 +102,46 @@ def small_federation(workers: int = 1) -> InProcess:
 
 
 def small_task(request: Predicate, federation: InProcess | None = None) -> Task:
-    """A task on `small_federation` (or one like it), whose model has had two rounds of training."""
+    """A task on `small_federation` (or one like it), whose model has had two rounds of training.
+
+    There is all that a method could need: a history of every kind, and 24 samples that nobody holds at the server.
+    """
     federation = federation or small_federation()
     training = LocalTraining(SGD(lr=0.05, momentum=0.9, weight_decay=0.0), batch_size=8)
-    weights = train(federation, federation.architecture.fresh(1), training, rounds=2, seed=1)
-    return Task.of(federation, weights, request, training, federation.architecture, seed=2)
+    folder = Path(tempfile.mkdtemp(prefix="fedunlearn-"))
+    recorder = Recorder(folder, KINDS, federation.clients)
+    weights = train(Recorded(federation, recorder), federation.architecture.fresh(1), training, rounds=2, seed=1)
+    history = recorder.finish(weights)
+    weakref.finalize(history, shutil.rmtree, folder, ignore_errors=True)
+    architecture = federation.architecture
+    return Task.of(federation, weights, request, training, architecture, seed=2, history=history, proxy=_server())
+
+
+def _server() -> InProcess:
+    rng = generator("small proxy")
+    images, labels = torch.randn(24, 1, 6, 6, generator=rng), torch.arange(24) % 3
+    return InProcess(SmallNet, [Client.of("server", (images, labels), validation=0)], workers=1, device="cpu")
+
+
+def size_of(task: Task) -> Size:
+    """How large a task is."""
+
+    def counted(federation: Federation) -> dict[ClientId, int]:
+        replies = federation.run(Evaluate(), task.weights, task.turn(phase="evaluate"))
+        return {client: reply.samples for client, reply in replies}
+
+    weights, history = task.weights, task.history
+    return Size(
+        weights.parameter_bytes,
+        weights.nbytes - weights.parameter_bytes,
+        len(weights.parameters),
+        task.training,
+        counted(task.retained),
+        counted(task.forgotten),
+        proxy=sum(counted(task.proxy).values()) if task.proxy is not None else 0,
+        clients=len(history.clients) if history is not None else 0,
+        rounds=len(history.rounds) if history is not None else 0,
+    )
 
 
 def same_seed_same_bits(case: Case) -> None:
@@ -113,8 +154,10 @@ def same_seed_same_bits(case: Case) -> None:
 def inputs_unchanged(case: Case) -> None:
     """Nothing of the task is changed."""
     task = _own_copy(case.task)
+    kept = _contents(task.history)
     _read(follow(case.method, task, RECOVERY))
     assert task.weights.same_bits(case.task.weights), "the method changed the weights that it was given"
+    assert _contents(task.history) == kept, "the method changed the history that it was given"
 
 
 def needs_are_true(case: Case) -> None:
@@ -126,7 +169,7 @@ def needs_are_true(case: Case) -> None:
     end with other weights if it were not.
     """
     needs, task = case.method.needs, case.task
-    task.require(needs, case.method.name)
+    needs.require(task.circumstances, case.method.name)
     plain = _unlearnt(case, task)
     if needs.forget_data == "none" and not needs.target_online:
         _does_without(case, "the data to be forgotten", _with(task, forgotten=_Denied, everyone=_Denied))
@@ -134,7 +177,7 @@ def needs_are_true(case: Case) -> None:
             gone = replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained)
             _does_without(case, "the client that leaves", gone)
     if needs.forget_data == "inputs":
-        blind = _does_without(case, "the labels", _with(task, forgotten=_Blindfolded, everyone=_Blindfolded))
+        blind = _does_without(case, "the labels", _with(task, forgotten=_blindfolded, everyone=_blindfolded))
         _same_rounds(plain, blind, "with labels of the forgotten samples hidden,")
     if not needs.retain_online:
         _does_without(case, "the clients that stay", _with(task, retained=_Denied, everyone=_Denied))
@@ -144,6 +187,7 @@ def needs_are_true(case: Case) -> None:
         _does_without(case, "proxy data", replace(task, proxy=None))
     masked = _with(task, retained=_Masked, forgotten=_Masked, everyone=_Masked)
     if needs.per_client_updates:
+        assert needs.lacking(replace(task.circumstances, single_updates=False)), "single updates are not asked for"
         assert _depends(case, plain, masked), "it declares a need of single updates, and does without"
     else:
         for seen, hidden in zip(plain, _does_without(case, "single updates", masked), strict=True):
@@ -151,7 +195,7 @@ def needs_are_true(case: Case) -> None:
             assert difference <= 1e-3, f"it reads single updates, which it does not declare (off by {difference:.2g})"
     for lacking in _denials(case):
         try:
-            lacking.require(needs, case.method.name)
+            needs.require(lacking.circumstances, case.method.name)
         except NeedsError as error:
             refused = error
         else:
@@ -160,17 +204,27 @@ def needs_are_true(case: Case) -> None:
 
 
 def costs_are_the_closed_form(case: Case) -> None:
-    """The account of the unlearning step equals the closed form."""
+    """The account of the unlearning step equals the closed form that the method states."""
     ledger = Ledger()
-    task = case.task
+    task, expected = case.task, case.method.cost(size_of(case.task))
     metered = replace(
         _own_copy(task),
         everyone=Metered(task.everyone, ledger),
         retained=Metered(task.retained, ledger),
         forgotten=Metered(task.forgotten, ledger),
+        proxy=Metered(task.proxy, ledger, wire=False) if task.proxy is not None else None,
     )
     _read(follow(case.method, metered, 0))
-    assert ledger.phases["unlearn"] == case.cost, f"it costs {ledger.phases['unlearn']}, the closed form is {case.cost}"
+    assert ledger.phases["unlearn"] == expected, f"it costs {ledger.phases['unlearn']}, and states {expected}"
+
+
+def a_client_holds_three_models(case: Case) -> None:
+    """At no time a client holds more than three networks: the one that it trains and two others."""
+    wraps = {name: partial(_Asked, ask=_Counting) for name in ("retained", "forgotten", "everyone")}
+    try:
+        _read(follow(case.method, _with(_own_copy(case.task), **wraps), RECOVERY))
+    except ClientError as error:
+        raise AssertionError(str(error)) from error
 
 
 def integer_buffers_are_copied(case: Case) -> None:
@@ -228,6 +282,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         inputs_unchanged,
         needs_are_true,
         costs_are_the_closed_form,
+        a_client_holds_three_models,
         integer_buffers_are_copied,
         those_who_stay_take_part,
         results_are_finite,
@@ -282,6 +337,11 @@ def _same_rounds(some: Sequence[Step], others: Sequence[Step], what: str) -> Non
         same = same and a.round.after.same_bits(b.round.after)
         same = same and all(a.round.carry[name].same_bits(b.round.carry[name]) for name in a.round.carry)
         assert same, f"{what} other bits in {a.phase} round {a.round.number}"
+
+
+def _contents(history: History | None) -> dict[Path, bytes]:
+    files = history.layout.folder.rglob("*.*") if history is not None else ()
+    return {path: path.read_bytes() for path in files if path.is_file()}
 
 
 def _with(task: Task, **wraps: Callable[[Federation], Federation]) -> Task:
@@ -358,11 +418,34 @@ class _Masked(Wrapper):
         return like.map(lambda tensor: torch.randn(tensor.shape, generator=rng))
 
 
-class _Blindfolded(Wrapper):
+class _Asked(Wrapper):
+    """A federation whose clients are asked for a program around each program."""
+
+    def __init__(self, inner: Federation, ask: Callable[[Program], Program]) -> None:
+        super().__init__(inner)
+        self.ask = ask
+
+    def around(self, inner: Federation) -> Self:
+        return type(self)(inner, self.ask)
+
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
-        return self.inner.run(_WithoutLabels(program), weights, turn, clients)
+        return self.inner.run(self.ask(program), weights, turn, clients)
+
+
+class _Around:
+    """A client's context around another."""
+
+    def __init__(self, context: ClientContext) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+def _blindfolded(inner: Federation) -> _Asked:
+    return _Asked(inner, _WithoutLabels)
 
 
 @dataclass(frozen=True)
@@ -375,13 +458,35 @@ class _WithoutLabels:
         return self.program(cast(ClientContext, _Unlabelled(context)))
 
 
-class _Unlabelled:
+@dataclass(frozen=True)
+class _Counting:
+    """A program whose networks are counted."""
+
+    program: Program
+
+    def __call__(self, context: ClientContext) -> Reply:
+        return self.program(cast(ClientContext, _Counted(context)))
+
+
+class _Counted(_Around):
     def __init__(self, context: ClientContext) -> None:
-        self._context = context
+        super().__init__(context)
+        self._others: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
+    def frozen(self, weights: Weights | None = None) -> nn.Module:
+        return self._one_more(self._context.frozen(weights))
 
+    def fresh(self, seed: int) -> nn.Module:
+        return self._one_more(self._context.fresh(seed))
+
+    def _one_more(self, network: nn.Module) -> nn.Module:
+        self._others.add(network)
+        if len(self._others) > 2:
+            raise MemoryError(f"a client holds {1 + len(self._others)} networks")
+        return network
+
+
+class _Unlabelled(_Around):
     def batches(
         self, epoch: int, size: int, *, of: Choose | None = None, part: Part = "train", train: bool = True
     ) -> Iterator[Batch]:

@@ -31,6 +31,7 @@ __all__ = [
     "Program",
     "Reply",
     "Retained",
+    "Traffic",
     "Turn",
     "Work",
     "require_id",
@@ -171,6 +172,32 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         return Work(self.forward + other.forward, self.backward + other.backward)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What passes between server and clients, and through networks.
+
+    Attributes:
+        down, up: bytes of parameters, as the paper counts: from the server and to it.
+        down_all, up_all: bytes really sent: with buffers and values per sample.
+        work: sample passes through networks.
+    """
+
+    down: int = 0
+    up: int = 0
+    down_all: int = 0
+    up_all: int = 0
+    work: Work = field(default_factory=Work)
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.down + other.down,
+            self.up + other.up,
+            self.down_all + other.down_all,
+            self.up_all + other.up_all,
+            self.work + other.work,
+        )
 
 
 @dataclass(frozen=True, eq=False)

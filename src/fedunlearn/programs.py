@@ -185,13 +185,21 @@ class LocalTraining:
             raise Diverged(f"the training loss became {loss}: lower the learning rate or clip the gradient")
         return Reply(Weights.of(model), context.samples(self.of), {"loss": loss})
 
+    def passes(self, samples: int) -> int:
+        """How many samples a client with so many passes through the network, forward and backward alike."""
+        per_epoch = batch_count(samples, self.batch_size)
+        epochs, more = divmod(self._wanted(per_epoch), per_epoch) if per_epoch else (0, 0)
+        return epochs * samples + more * self.batch_size  # only the last batch of an epoch has another size
+
+    def _wanted(self, per_epoch: int) -> int:
+        return math.ceil(round(self.epochs * per_epoch, 9)) if self.batches is None else self.batches
+
     def _batches(self, context: ClientContext) -> Iterator[Batch]:
         per_epoch = batch_count(context.samples(self.of), self.batch_size)
-        wanted = math.ceil(round(self.epochs * per_epoch, 9)) if self.batches is None else self.batches
         epochs = count() if per_epoch else range(0)
         return islice(
             chain.from_iterable(context.batches(epoch, self.batch_size, of=self.of) for epoch in epochs),
-            wanted,
+            self._wanted(per_epoch),
         )
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:

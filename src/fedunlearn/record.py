@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,20 +20,20 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from fedunlearn.atomic import atomic_write, write_json
+from fedunlearn.atomic import FileError, atomic_write, read_json, write_json
 from fedunlearn.checkpoint import CheckpointError, load_weights, read_metadata, save_weights
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.federation import Phase
 from fedunlearn.rounds import Round
 from fedunlearn.weights import Weights
 
-__all__ = ["Record", "RecordError", "Saved", "copy_durably", "read_json"]
+__all__ = ["Record", "RecordError", "Saved", "copy_durably"]
 
 _ROWS, _STATE, _COMPLETE, _WEIGHTS = "rows.jsonl", "state.safetensors", "complete.json", "weights"
 _META = "fedunlearn.state"
 
 
-class RecordError(ValueError):
+class RecordError(FileError):
     """A run's folder holds what no run has written."""
 
 
@@ -121,17 +121,22 @@ class Record:
         """A model that was kept."""
         return load_weights(self.folder / _WEIGHTS / f"{name}.safetensors")
 
-    def save(self, phase: Phase, round: Round, rows: int, *, now: bool = False) -> None:
+    def save(
+        self, phase: Phase, round: Round, rows: int, *, now: bool = False, first: Callable[[], None] | None = None
+    ) -> None:
         """Save a round, so that a run goes on after it; unless that would take too large a share of the time.
 
         Args:
             phase, round: that was done.
             rows: how many there were after it.
             now: whatever it takes.
+            first: puts on the disk what else must be there before the state says so.
         """
         started = time.monotonic()
         if not now and started - self._since < self._wait:
             return
+        if first is not None:
+            first()
         with open(self.folder / _ROWS, "rb") as file:
             os.fsync(file.fileno())  # before the state says that they are there
         models = {"": round.after, **round.carry}
@@ -161,7 +166,7 @@ class Record:
         """What another run has done, copied to ``folder``, if it is whole.
 
         Raises:
-            RecordError, CheckpointError, OSError: it is not; what was in ``folder`` is as it was.
+            FileError, CheckpointError, OSError: it is not; what was in ``folder`` is as it was.
         """
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -169,7 +174,7 @@ class Record:
         found = cls(temporary)
         if not found.complete:
             raise RecordError(f"{other} is not complete")
-        for path in (temporary / _WEIGHTS).glob("*"):
+        for path in temporary.rglob("*.safetensors"):
             read_metadata(path)  # which looks whether the file is whole
         write_json(temporary / _COMPLETE, {**found._complete, "cached": True})
         shutil.rmtree(folder, ignore_errors=True)
@@ -210,23 +215,6 @@ def _read_rows(path: Path) -> Iterator[Row]:
 @cache
 def _adapter() -> TypeAdapter[Row]:
     return TypeAdapter(Row)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A table in a file; empty where there is none.
-
-    Raises:
-        RecordError: it is no JSON, or no table.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise RecordError(f"{path} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise RecordError(f"{path} holds no table")
-    return content
 
 
 def _read_state(path: Path) -> Saved | None:

@@ -19,11 +19,11 @@ from typing import Any
 import tomli_w
 from filelock import FileLock, Timeout
 
-from fedunlearn.atomic import atomic_write, write_json
+from fedunlearn.atomic import FileError, atomic_write, read_json, write_json
 from fedunlearn.checkpoint import CheckpointError
 from fedunlearn.environment import environment
 from fedunlearn.experiment import Experiment, resolved
-from fedunlearn.record import Record, RecordError, copy_durably, read_json
+from fedunlearn.record import Record, copy_durably
 
 __all__ = ["Cache", "FolderError", "RunFolder", "differences", "leaves"]
 
@@ -186,7 +186,7 @@ class Cache:
             return None
         try:
             return Record.adopted(folder, entry)
-        except (RecordError, CheckpointError, OSError):  # somebody has tidied up in it, say: it is done anew
+        except (FileError, CheckpointError, OSError):  # somebody has tidied up in it, say: it is done anew
             shutil.rmtree(entry, ignore_errors=True)
             return None
 

@@ -5,45 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from fedunlearn.architecture import Architecture
-from fedunlearn.federation import ClientId, Federation, Phase, Predicate, Turn
-from fedunlearn.history import History, HistoryKind
+from fedunlearn.federation import ClientId, Federation, Phase, Predicate, Traffic, Turn
+from fedunlearn.history import History
+from fedunlearn.needs import Circumstances, Needs, Size
 from fedunlearn.programs import LocalTraining
 from fedunlearn.randomness import stable_seed
 from fedunlearn.requests import AnyOf, ForgetClient, Rest
 from fedunlearn.rounds import Round, fedavg
 from fedunlearn.weights import Weights
 
-__all__ = ["Method", "Needs", "NeedsError", "Task"]
-
-
-class NeedsError(ValueError):
-    """A method cannot run on a task; the sentence says what it lacks and what to do."""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method cannot do without in its unlearning step: its row of the capability matrix.
-
-    Attributes:
-        history: kind of history that the server must have kept.
-        forget_data: what is read of the data to be forgotten.
-        target_online: whether those who leave must take part.
-        retain_online: whether those who stay must take part.
-        proxy: whether the server must hold data of its own.
-        per_client_updates: whether the server must see single updates (which secure aggregation hides).
-        whole_clients: whether only whole clients can be forgotten.
-    """
-
-    history: HistoryKind | None = None
-    forget_data: Literal["none", "inputs", "labelled"] = "none"
-    target_online: bool = False
-    retain_online: bool = False
-    proxy: bool = False
-    per_client_updates: bool = False
-    whole_clients: bool = False
+__all__ = ["Method", "Task"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +34,7 @@ class Task:
         seed: of all randomness.
         history: what the server kept.
         proxy: the server's own data, a federation of one.
+        single_updates: whether the server sees single updates; secure aggregation hides them.
     """
 
     weights: Weights
@@ -73,6 +47,7 @@ class Task:
     seed: int = 0
     history: History | None = None
     proxy: Federation | None = None
+    single_updates: bool = True
 
     @classmethod
     def of(
@@ -87,6 +62,7 @@ class Task:
         left: tuple[ClientId, ...] = (),
         history: History | None = None,
         proxy: Federation | None = None,
+        single_updates: bool = True,
     ) -> Task:
         """The task of answering ``request``.
 
@@ -100,9 +76,10 @@ class Task:
             left: clients that are gone already: their whole data is to be forgotten, without them.
             history: what the server kept.
             proxy: the server's own data.
+            single_updates: whether the server sees single updates.
 
         Raises:
-            ValueError: a client in ``left`` is not in the federation.
+            ValueError: a client in ``left`` is not in the federation, or the history is of another training.
         """
         if not isinstance(weights, Weights):
             raise TypeError(
@@ -112,6 +89,11 @@ class Task:
             raise TypeError("architecture must be an Architecture, such as federation.architecture")
         if strangers := sorted(set(left) - set(federation.clients)):
             raise ValueError(f"no such client has left: {', '.join(strangers)} (give the federation with them)")
+        if history is not None and not history.leads_to(weights):
+            raise ValueError(
+                f"the history in {history.layout.folder} does not lead to this model: give the history of the training "
+                "that ended with it, or none (after a first unlearning: what `History.forget` gives)"
+            )
         if left:
             gone = AnyOf(tuple(map(ForgetClient, left)))
             present = federation.where(Rest(gone))
@@ -121,7 +103,7 @@ class Task:
         wholly = tuple(client for client in forgotten.clients if client not in retained.clients)
         return cls(
             weights, present.marking(request), retained, forgotten, (*wholly, *left), training, architecture, seed,
-            history, proxy,
+            history, proxy, single_updates,
         )  # fmt: skip
 
     @property
@@ -137,31 +119,18 @@ class Task:
         """A turn of this task."""
         return Turn(self.seed, phase, number, step)
 
-    def require(self, needs: Needs, who: str) -> None:
-        """Make sure, before anything runs, that nothing is missing that ``who`` needs.
-
-        Joint methods would otherwise silently become fine-tuning when the target has left.
-
-        Raises:
-            NeedsError: something is missing; the sentence names all of it and what to do.
-        """
-        lacking = []
-        kinds = self.history.kinds if self.history is not None else frozenset()
-        if needs.history is not None and needs.history not in (kinds | ({"norms"} if "updates" in kinds else set())):
-            lacking.append(f"a history of kind {needs.history!r}: record it while training")
-        absent = sorted(set(self.targets) - set(self.forgotten.clients)) or not self.forgotten.clients
-        if needs.forget_data != "none" and absent:
-            lacking.append("the data to be forgotten, whose holder has left: choose a method that does without")
-        elif needs.target_online and absent:
-            lacking.append("the leaving client, which is gone: choose a method that does without")
-        if needs.retain_online and not self.retained.clients:
-            lacking.append("clients that stay: nobody is left, so drop the model instead")
-        if needs.proxy and self.proxy is None:
-            lacking.append("proxy data at the server: give the task a proxy federation")
-        if needs.whole_clients and set(self.forgotten.clients) - set(self.targets):
-            lacking.append("a request for whole clients: it cannot forget a part of a client")
-        if lacking:
-            raise NeedsError(f"{who} needs " + "; and ".join(lacking))
+    @property
+    def circumstances(self) -> Circumstances:
+        """What `Needs` are held against."""
+        there = set(self.forgotten.clients)
+        return Circumstances(
+            history=self.history.kinds if self.history is not None else frozenset(),
+            target_online=bool(there) and there.issuperset(self.targets),
+            retain_online=bool(self.retained.clients),
+            proxy=self.proxy is not None,
+            single_updates=self.single_updates,
+            whole_clients=there.issubset(self.targets),
+        )
 
 
 class Method(ABC):
@@ -187,6 +156,10 @@ class Method(ABC):
         Raises:
             ValueError: they do not.
         """
+
+    def cost(self, size: Size) -> Traffic:
+        """What the unlearning step sends and computes, in closed form, where everybody takes part; mostly nothing."""
+        return Traffic()
 
     @abstractmethod
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:

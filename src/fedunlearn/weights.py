@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -87,6 +88,16 @@ class Weights:
         """All parameters as one vector, shape ``(P,)``."""
         return torch.cat([tensor.reshape(-1) for tensor in self.parameters.values()])
 
+    def with_vector(self, vector: Tensor) -> Weights:
+        """These weights with other parameters, `vector`'s inverse: ``(P,)``, each in its own dtype again."""
+        found, at = {}, 0
+        for name, tensor in self.parameters.items():
+            found[name] = vector[at : at + tensor.numel()].reshape(tensor.shape).to(tensor.dtype)
+            at += tensor.numel()
+        if at != len(vector):
+            raise ValueError(f"these weights are of another architecture: {at} parameters, not {len(vector)}")
+        return replace(self, parameters=found)
+
     def norm(self) -> float:
         """Euclidean norm of the parameters, accumulated in float64."""
         return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in self.parameters.values()))
@@ -105,6 +116,14 @@ class Weights:
         """Whether every tensor equals the other's bit for bit (so -0.0 differs from 0.0, NaN equals itself)."""
         mine, theirs = {**self.parameters, **self.buffers}, {**other.parameters, **other.buffers}
         return mine.keys() == theirs.keys() and all(_same_bits(mine[name], theirs[name]) for name in mine)
+
+    def digest(self) -> str:
+        """Of names and bits of all tensors: the same for the same model, on any machine."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted({**self.parameters, **self.buffers}.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def finite(self) -> bool:
         """Whether no tensor holds NaN or infinity."""
@@ -148,6 +167,11 @@ class Average:
             elif tensor.is_floating_point() or tensor.is_complex():
                 wide = torch.complex128 if tensor.is_complex() else torch.float64
                 self._sums[name] = tensor.to(wide) * share
+
+    @property
+    def total(self) -> float:
+        """The sum of the shares so far."""
+        return self._total
 
     def result(self) -> Weights:
         """The mean.

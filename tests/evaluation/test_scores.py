@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedunlearn.backends.in_process import InProcess
-from fedunlearn.backends.metered import Metered, Traffic
+from fedunlearn.backends.metered import Metered
 from fedunlearn.contract import small_task
 from fedunlearn.evaluation.cost import Account, Cost
 from fedunlearn.evaluation.flops import SampleFlops
@@ -21,7 +21,7 @@ from fedunlearn.evaluation.follow import follow, unlearn
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.evaluation.scores import LOSS_EDGES, MEASURES, Scores, average_gap, score, validate
 from fedunlearn.evaluation.table import table
-from fedunlearn.federation import Phase
+from fedunlearn.federation import Phase, Traffic
 from fedunlearn.methods.negation import NoT
 from fedunlearn.requests import ForgetClass, ForgetClient
 from fedunlearn.rounds import Round

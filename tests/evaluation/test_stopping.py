@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedunlearn.backends.metered import Traffic
 from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import Scores
 from fedunlearn.evaluation.stopping import Oracle, Recovered
 from fedunlearn.evaluation.table import Line, table
+from fedunlearn.federation import Traffic
 
 
 @pytest.mark.parametrize(

@@ -10,36 +10,10 @@ from typing import Self
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.backends.wire import weights_in
 from fedunlearn.backends.wrapper import Wrapper
-from fedunlearn.federation import ClientId, Federation, Phase, Program, Reply, Turn, Work
+from fedunlearn.federation import ClientId, Federation, Phase, Program, Reply, Traffic, Turn
 from fedunlearn.weights import Weights
 
-__all__ = ["Ledger", "Metered", "Traffic"]
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What passed between server and clients, and through networks at the clients.
-
-    Attributes:
-        down, up: bytes of parameters, as the paper counts: from the server and to it.
-        down_all, up_all: bytes really sent: with buffers and values per sample.
-        work: sample passes through networks.
-    """
-
-    down: int = 0
-    up: int = 0
-    down_all: int = 0
-    up_all: int = 0
-    work: Work = field(default_factory=Work)
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            self.down + other.down,
-            self.up + other.up,
-            self.down_all + other.down_all,
-            self.up_all + other.up_all,
-            self.work + other.work,
-        )
+__all__ = ["Ledger", "Metered"]
 
 
 @dataclass
@@ -53,27 +27,33 @@ class Metered(Wrapper):
     """A federation around another that keeps its account; views share it.
 
     Put it next to the backend: a wrapper outside it that picks clients is then counted for what it picks.
-    Weights in a program's fields count each time the program is sent.
+    Weights in a program's fields count each time the program is sent. Where ``wire`` is false, server and clients are
+    on one machine (proxy data at the server): passes are counted, bytes are not.
     """
 
-    def __init__(self, inner: Federation, ledger: Ledger) -> None:
+    def __init__(self, inner: Federation, ledger: Ledger, *, wire: bool = True) -> None:
         if isinstance(inner, Sampled):
             raise TypeError("put Sampled around Metered: who is not drawn would be counted as asked in vain")
         super().__init__(inner)
-        self.ledger = ledger
+        self.ledger, self.wire = ledger, wire
 
     def around(self, inner: Federation) -> Self:
         """See `Wrapper.around`."""
-        return type(self)(inner, self.ledger)
+        return type(self)(inner, self.ledger, wire=self.wire)
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
         """See `Federation.run`."""
+        phases = self.ledger.phases
+        if not self.wire:
+            for client, reply in self.inner.run(program, weights, turn, clients):
+                phases[turn.phase] += Traffic(work=reply.work)
+                yield client, reply
+            return
         sent = [weights, *weights_in(program)]
         down = Traffic(down=sum(w.parameter_bytes for w in sent), down_all=sum(w.nbytes for w in sent))
         silent = set(self.clients if clients is None else clients)
-        phases = self.ledger.phases
         for client, reply in self.inner.run(program, weights, turn, clients):
             silent.discard(client)
             came = [*([reply.weights] if reply.weights is not None else []), *reply.extra.values()]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedunlearn.backends.metered import Ledger, Traffic
+from fedunlearn.backends.metered import Ledger
 from fedunlearn.evaluation.flops import SampleFlops
-from fedunlearn.federation import Phase
+from fedunlearn.federation import Phase, Traffic
 
 __all__ = ["Account", "Cost"]
 

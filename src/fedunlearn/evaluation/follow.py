@@ -57,7 +57,7 @@ def require(method: Method, task: Task) -> None:
         NeedsError: the method cannot run on this task.
         ValueError: its hyper-parameters do not fit the network.
     """
-    task.require(method.needs, method.name)
+    method.needs.require(task.circumstances, method.name)
     method.check(task)
 
 

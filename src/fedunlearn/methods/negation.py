@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedunlearn.federation import ClientContext, Reply
+from fedunlearn.federation import ClientContext, Reply, Traffic, Work
 from fedunlearn.layers import FIRST, Selection, plan
+from fedunlearn.needs import Needs, Size
 from fedunlearn.negation import negate
 from fedunlearn.rounds import Round, aggregate
-from fedunlearn.task import Method, Needs, Task
+from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
 __all__ = ["NoT", "Recalibrate"]
@@ -42,6 +43,12 @@ class NoT(Method):
     def needs(self) -> Needs:
         """Nothing, but for "recalibrate"."""
         return Needs(retain_online=self.batchnorm == "recalibrate")
+
+    def cost(self, size: Size) -> Traffic:
+        """Nothing; "recalibrate": a round without gradients."""
+        if self.batchnorm != "recalibrate":
+            return Traffic()
+        return size.sent(len(size.retained), Work(forward=sum(size.retained.values())))
 
     def check(self, task: Task) -> None:
         """The layers must be there."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fedunlearn.needs import Needs
 from fedunlearn.rounds import Round
-from fedunlearn.task import Method, Needs, Task
+from fedunlearn.task import Method, Task
 
 __all__ = ["Retrain"]
 

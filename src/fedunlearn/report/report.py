@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedunlearn.atomic import write_json
+from fedunlearn.atomic import read_json, write_json
 from fedunlearn.evaluation.published import Block, published
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.stopping import Fixed, Oracle, Recovered, StopRule
 from fedunlearn.evaluation.table import Line, table
-from fedunlearn.record import RecordError, read_json
+from fedunlearn.record import RecordError
 from fedunlearn.runfolder import FolderError, RunFolder, differences
 from fedunlearn.simulation import Partition
 
@@ -122,7 +122,7 @@ def assemble(folder: Path) -> Report:
 
     Raises:
         FolderError: it is no run's folder, or no seed is complete yet.
-        RecordError: something in it is not as a run writes it.
+        FileError: something in it is not as a run writes it.
     """
     home = RunFolder(folder)
     experiment = home.experiment
@@ -171,7 +171,7 @@ def read_report(path: Path) -> Report:
 
     Raises:
         FolderError: there is no run there.
-        RecordError: the file is none of ours.
+        FileError: the file is none of ours.
     """
     if path.is_dir():
         return assemble(path)
