@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from itertools import chain, count, islice
 from typing import Annotated, Literal, Protocol
 
@@ -30,6 +30,7 @@ __all__ = [
     "LocalTraining",
     "Optimizer",
     "Schedule",
+    "endless",
 ]
 
 
@@ -126,6 +127,12 @@ class CrossEntropy:
         return lambda model, batch: F.cross_entropy(model(batch.x), batch.y)
 
 
+def endless(context: ClientContext, size: int, of: Choose | None = None) -> Iterator[Batch]:
+    """Batches, epoch after epoch without end; none where there is no sample."""
+    epochs = count() if context.samples(of) else range(0)
+    return chain.from_iterable(context.batches(epoch, size, of=of) for epoch in epochs)
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """What a client does in an ordinary round: ClientUpdate of Algorithm 1.
@@ -185,6 +192,18 @@ class LocalTraining:
             raise Diverged(f"the training loss became {loss}: lower the learning rate or clip the gradient")
         return Reply(Weights.of(model), context.samples(self.of), {"loss": loss})
 
+    def at(self, lr: float | None) -> LocalTraining:
+        """This training at a learning rate of its own in every round; None: as it is.
+
+        Raises:
+            ValueError: the optimizer's recipe has no field ``lr``.
+        """
+        if lr is None:
+            return self
+        if not (is_dataclass(self.optimizer) and hasattr(self.optimizer, "lr")):
+            raise ValueError(f"{self.optimizer!r} has no learning rate to be set: give it a field lr")
+        return replace(self, optimizer=replace(self.optimizer, lr=lr), schedule=Constant())
+
     def passes(self, samples: int) -> int:
         """How many samples a client with so many passes through the network, forward and backward alike."""
         per_epoch = batch_count(samples, self.batch_size)
@@ -195,12 +214,8 @@ class LocalTraining:
         return math.ceil(round(self.epochs * per_epoch, 9)) if self.batches is None else self.batches
 
     def _batches(self, context: ClientContext) -> Iterator[Batch]:
-        per_epoch = batch_count(context.samples(self.of), self.batch_size)
-        epochs = count() if per_epoch else range(0)
-        return islice(
-            chain.from_iterable(context.batches(epoch, self.batch_size, of=self.of) for epoch in epochs),
-            self._wanted(per_epoch),
-        )
+        wanted = self._wanted(batch_count(context.samples(self.of), self.batch_size))
+        return islice(endless(context, self.batch_size, self.of), wanted)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
         return nullcontext() if self.amp is None else torch.autocast(device.type, dtype=torch.bfloat16)
