@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedunlearn.atomic import FileError
+from fedunlearn.backends.in_process import InProcess
 from fedunlearn.checkpoint import load_weights, read_metadata
 from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.evaluation.table import table
 from fedunlearn.experiment import Experiment, load
 from fedunlearn.experiments import shipped
-from fedunlearn.federation import ClientError, Traffic
+from fedunlearn.federation import ClientContext, ClientError, Reply, Traffic, Turn
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import Needs, NeedsError
 from fedunlearn.negation import negate
@@ -123,10 +125,10 @@ class Many(Method):
 
 
 @dataclass(frozen=True)
-class Archivist(Method):
-    """A method that nobody has kept anything for."""
+class Homeowner(Method):
+    """A method that needs what a server need not have."""
 
-    needs = Needs(history="norms")
+    needs = Needs(history="norms", proxy=True)
 
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         yield Round(0, task.weights)
@@ -279,8 +281,8 @@ def test_what_does_not_go_together_is_told_before_anything_is_written(
 
 
 def test_needs_are_looked_at_before_anything_runs(tmp_path: Path) -> None:
-    plan = dataclasses.replace(tiny(tmp_path), methods=(*tiny(tmp_path).methods, Archivist()))
-    with pytest.raises(NeedsError, match="Archivist needs a history of kind 'norms'"):
+    plan = dataclasses.replace(tiny(tmp_path), methods=(*tiny(tmp_path).methods, Homeowner()))
+    with pytest.raises(NeedsError, match=r"Homeowner needs proxy data at the server: .* data\.proxy"):
         list(run(plan, tmp_path / "run", workers=1))
     assert not (tmp_path / "run").exists()
 
@@ -359,9 +361,15 @@ def slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     save = Record.save
-    monkeypatch.setattr(Record, "save", lambda *arguments, now=True: save(*arguments, now=True))  # every round
-    methods = '["Retrain", {kind = "slowly:Slowly"}, "FT", "NoT"]'
-    yield tiny(tmp_path, f"methods={methods}", "recovery.rounds=2", "recovery.evaluate_every=1", "keep.every=1")
+
+    def every_round(*arguments: Any, now: bool = True, **others: Any) -> None:
+        save(*arguments, now=True, **others)
+
+    monkeypatch.setattr(Record, "save", every_round)
+    with_history = '"FedEraser", "FUKD", "PGD"'
+    methods = f'["Retrain", {{kind = "slowly:Slowly"}}, "FT", "NoT", {with_history}]'
+    said = ("training.rounds=3", "recovery.rounds=2", "recovery.evaluate_every=1", "keep.every=1", "data.proxy=20")
+    yield tiny(tmp_path, f"methods={methods}", *said)
     sys.modules.pop("slowly", None)
 
 
@@ -614,6 +622,61 @@ def test_trained_models_are_shared_by_all_that_determines_them(tmp_path: Path) -
     assert folder("scoring", "recovery.evaluate_every=1")[1] == ("seed 3, first training",)
     for number, change in enumerate(("training.rounds=1", "data.samples=50", "model.options.kernel=5", "seeds=[4]")):
         assert folder(f"other{number}", change)[1] == ()
+
+
+def test_a_training_that_recorded_more_serves_those_who_need_less(tmp_path: Path) -> None:
+    def cached(name: str, methods: str) -> bool:
+        said = (f"methods={methods}", "data.proxy=20")
+        list(run(tiny(tmp_path, *said), tmp_path / name, workers=1, cache=tmp_path / "cache"))
+        return "seed 3, first training" in assemble(tmp_path / name).cached
+
+    assert not cached("much", '["Retrain", "FedEraser", "PGD"]')
+    assert cached("less", '["Retrain", "FedEraser"]')
+    assert cached("nothing", '["Retrain", "NoT"]')
+    assert not cached("other", '["Retrain", "FUKD"]')
+    assert cached("other again", '["Retrain", "FUKD", "FT"]')
+
+
+def test_what_was_kept_is_in_the_price_of_those_who_need_it(tmp_path: Path) -> None:
+    said = ('methods=["Retrain", "NoT", "FedEraser", "FUKD", "PGD"]', "data.proxy=20", "training.rounds=3")
+    plan = tiny(tmp_path, *said)
+    list(run(plan, tmp_path / "run", workers=1))
+    storage = {line.method: line.storage for line in assemble(tmp_path / "run").table()}
+    message = Setting.of(plan).architecture.fresh(0).parameter_bytes
+    tensors = len(Setting.of(plan).architecture.fresh(0).parameters)
+    assert storage == {
+        "Original": 0,
+        "Retrain": 0,
+        "NoT": 0,
+        "FedEraser": 5 * message + 4 * 3 * tensors * 4,  # the first model, four updates, norms of three rounds
+        "FUKD": 4 * message,
+        "PGD": 4 * message,
+    }
+
+
+def test_images_at_the_server_change_nobodys_data(tmp_path: Path) -> None:
+    without, with_some = (Simulation(Setting.of(tiny(tmp_path, f"data.proxy={n}")), 3) for n in (0, 20))
+    assert without.proxy is None
+    assert without.partition == with_some.partition
+    assert with_some.federation.clients == without.federation.clients == ("0", "1", "2", "3")
+    assert with_some.proxy is not None
+    assert with_some.proxy.clients == ("server",)
+    asked = [(with_some.federation, client) for client in "0123"] + [(with_some.proxy, "server")]
+    held = [image for federation, client in asked for image in _images(federation, client)]
+    assert len(held) == len(set(held)) == 4 * 40 + 20  # the server has none of theirs
+
+
+def _images(federation: InProcess, client: str) -> list[tuple[float, ...]]:
+    weights = federation.architecture.fresh(0)
+    (reply,) = dict(federation.run(Images(), weights, Turn(0, "evaluate", 0), [client])).values()
+    return [tuple(row) for row in reply.values["x"].tolist()]
+
+
+@dataclass(frozen=True)
+class Images:
+    def __call__(self, context: ClientContext) -> Reply:
+        batches = context.batches(0, 500, part="all", train=False)
+        return Reply(values={"x": torch.cat([batch.x.flatten(1) for batch in batches])})
 
 
 def test_other_data_under_the_same_name_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

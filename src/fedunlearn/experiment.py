@@ -22,10 +22,19 @@ from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.experiments import shipped
 from fedunlearn.federation import ClientId
+from fedunlearn.history import HistoryKind
 from fedunlearn.importing import load_object, path_of
 from fedunlearn.layers import First
+from fedunlearn.methods.fcu import FCU
+from fedunlearn.methods.federaser import FedAccum, FedEraser
+from fedunlearn.methods.fedosd import FedOSD
+from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.finetune import FineTune
+from fedunlearn.methods.fukd import FUKD
+from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.pgd import PGD
+from fedunlearn.methods.puf import PUF
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.problems import again, meant, sentences, short, unfit, unknown, wrong
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
@@ -145,7 +154,21 @@ _OPTIMIZERS = _Kinds(SGD=SGD, Adam=Adam)
 _SCHEDULES = _Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
 _REQUESTS = _Kinds(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)
 _STOP_RULES = _Kinds(Recovered=Recovered)
-_METHODS = _Kinds(Method, Retrain=Retrain, FT=FineTune, NoT=NoT)
+_METHODS = _Kinds(
+    Method,
+    Retrain=Retrain,
+    FT=FineTune,
+    NoT=NoT,
+    FedEraser=FedEraser,
+    FedAccum=FedAccum,
+    FUKD=FUKD,
+    PGD=PGD,
+    MoDE=MoDE,
+    FCU=FCU,
+    PUF=PUF,
+    FedOSD=FedOSD,
+    FedQUIT=FedQUIT,
+)
 _ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS)
 
 Partition = Annotated[Any, BeforeValidator(_PARTITIONS)]
@@ -168,6 +191,8 @@ class Data:
         partition: how they are dealt out.
         validation: share that each client keeps for validation.
         treatment: what is peculiar to the data of single clients.
+        proxy: training samples that no client holds and the server does, without looking at their labels. Where
+            ``samples`` leaves enough of them, adding some changes nobody's data.
     """
 
     name: str
@@ -176,6 +201,7 @@ class Data:
     partition: Partition = Iid()
     validation: float = Field(default=0.2, ge=0, lt=1)
     treatment: Mapping[ClientId, Treatment] = Field(default_factory=dict)
+    proxy: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -286,6 +312,11 @@ class Experiment:
     def labels(self) -> tuple[str, ...]:
         """What the methods are called in rows and tables: by name, and by what is said of those that share one."""
         return _labels(self.methods)
+
+    @property
+    def history(self) -> frozenset[HistoryKind]:
+        """Kinds of history that the first training records, since a method needs them."""
+        return frozenset(method.needs.history for method in self.methods if method.needs.history is not None)
 
     def rounds(self, method: Method) -> int:
         """How many rounds follow a method's unlearning step."""

@@ -73,7 +73,7 @@ class Needs:
         if self.retain_online and not found.retain_online:
             missing.append("clients that stay: nobody is left, so drop the model instead")
         if self.proxy and not found.proxy:
-            missing.append("proxy data at the server: give the task a proxy federation")
+            missing.append("proxy data at the server: give the task a proxy federation (in an experiment: data.proxy)")
         if self.per_client_updates and not found.single_updates:
             missing.append("single updates, which secure aggregation hides: choose a method that does without")
         if self.whole_clients and not found.whole_clients:

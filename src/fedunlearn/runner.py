@@ -6,19 +6,21 @@ import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
-from itertools import islice
+from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import Any
 
 from fedunlearn.backends.in_process import best_device
 from fedunlearn.backends.metered import Metered
+from fedunlearn.backends.recorded import Recorded, Recorder
 from fedunlearn.environment import determinants
 from fedunlearn.evaluation.cost import Account
-from fedunlearn.evaluation.follow import Step, recovering, require, timed, unlearning
+from fedunlearn.evaluation.follow import Step, recovering, timed, unlearning
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import Scores, validate
 from fedunlearn.experiment import Experiment, resolved
-from fedunlearn.federation import Phase
+from fedunlearn.federation import Federation, Phase
+from fedunlearn.history import KINDS, History
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import Diverged
 from fedunlearn.record import Record
@@ -30,7 +32,7 @@ from fedunlearn.weights import Weights
 
 __all__ = ["run"]
 
-FIRST_TRAINING, UNLEARNED = "First training", "unlearned"  # names of a record, and of a kept model
+FIRST_TRAINING, UNLEARNED, HISTORY = "First training", "unlearned", "history"  # names of a record and in records
 
 
 def run(
@@ -64,19 +66,21 @@ def run(
     decides = {**determinants(best_device()), **setting.digests()}
     simulations = [Simulation(setting, seed) for seed in experiment.seeds]
     for simulation in simulations:
-        _require_needs(simulation)
+        _require_able(simulation)
     with home.claimed(experiment, {**decides, **setting.own_methods()}, command):
         for simulation in simulations:
             home.write_partition(simulation.seed, dataclasses.asdict(simulation.partition))
             yield from _Seed(simulation, home, Cache(cache) if cache else None, decides).rows()
 
 
-def _require_needs(simulation: Simulation) -> None:
+def _require_able(simulation: Simulation) -> None:
     """Before the first training, not after it."""
-    setting = simulation.setting
-    task = simulation.task(simulation.federation, setting.architecture.fresh(0))
-    for method in setting.experiment.methods:
-        require(method, task)
+    setting, experiment = simulation.setting, simulation.setting.experiment
+    task = simulation.task(simulation.federation, setting.architecture.fresh(0), proxy=simulation.proxy)
+    found = dataclasses.replace(task.circumstances, history=experiment.history)  # which training will record
+    for method in experiment.methods:
+        method.needs.require(found, method.name)
+        method.check(task)
 
 
 class _Seed:
@@ -99,11 +103,12 @@ class _Seed:
                 yield last
             last = row  # the last row comes with its scores, which depend on the request
         assert last is not None
-        weights = training.result
+        weights, history = training.result, training.history
         yield self._original(last, weights)
         for position, (method, label) in enumerate(zip(self.plan.methods, self.plan.labels, strict=True), 2):
             record = self.folder.record(self.seed, position, label)
-            yield from _Contender(self, record, label, self.plan.rounds(method), method, weights).rows()
+            rounds = self.plan.rounds(method)
+            yield from _Contender(self, record, label, rounds, method, weights, history).rows()
 
     def _original(self, last: Row, weights: Weights) -> Row:
         record = self.folder.record(self.seed, 1, ORIGINAL)
@@ -130,19 +135,21 @@ class _Part(ABC):
     def __init__(self, seed: _Seed, record: Record, label: str, rounds: int) -> None:
         self.seed, self.plan, self.simulation = seed.seed, seed.plan, seed.simulation
         self.record, self.cache, self.label, self.total = record, seed.cache, label, rounds
-        self.decides = seed.decides
+        self.decides, self.storage = seed.decides, 0
 
     def rows(self) -> Iterator[Row]:
         """Those that are there, then the others."""
         record = self.record
         cache = self.cache if self.reference else None
         if cache is not None and not record.complete and not record.rows:
-            self.record = record = cache.fetch(self._key(), record.folder) or record
+            found = (cache.fetch(key, record.folder) for key in self._keys())
+            self.record = record = next((one for one in found if one is not None), record)
         yield from list(record.rows)
         if record.complete:
             return
         record.begin()
-        self.account = Account(self.simulation.setting.flops, paid=record.rows[-1].costs if record.rows else {})
+        paid = record.rows[-1].costs if record.rows else {}
+        self.account = Account(self.simulation.setting.flops, self.storage, paid)
         self.federation = Metered(self.simulation.federation, self.account.ledger)
         saved = record.saved
         self.last = Step(saved.phase, saved.round, 0.0) if saved else None
@@ -156,19 +163,18 @@ class _Part(ABC):
                 record.finish(self.label, failed=str(error))
                 return
             if self.last is not None:  # an error, Ctrl-C, or a reader who has enough: nothing that was done is lost
-                record.save(self.last.phase, self.last.round, self.rows_then, now=True)
+                self._save(self.last, now=True)
             raise
         record.finish(self.label)
         if cache is not None:
-            cache.store(self._key(), record)
+            cache.store(next(self._keys()), record)
 
-    def _key(self) -> dict[str, Any]:
-        """All that decides what the record holds."""
-        plan, needs = self.plan, [method.needs.history for method in self.plan.methods]
+    def _keys(self) -> Iterator[dict[str, Any]]:
+        """All that decides what the record holds; then what decides records that would do as well."""
+        plan = self.plan
         said: dict[str, Any] = {"part": self.label, "seed": self.seed, "decides": dict(self.decides)}
         said |= {"data": plan.data, "model": plan.model, "training": plan.training, "keep": plan.keep}
-        said["history"] = sorted({kind for kind in needs if kind is not None})
-        return {name: resolved(value) for name, value in said.items()}
+        yield {name: resolved(value) for name, value in said.items()}
 
     @abstractmethod
     def _others(self) -> Iterator[Row]:
@@ -182,8 +188,11 @@ class _Part(ABC):
         self._keep(step)
         self.record.add(row)
         self.last, self.rows_then = step, len(self.record.rows)
-        self.record.save(step.phase, step.round, self.rows_then)
+        self._save(step)
         yield row
+
+    def _save(self, step: Step, *, now: bool = False) -> None:
+        self.record.save(step.phase, step.round, self.rows_then, now=now)
 
     def _row(self, phase: Phase, scores: Scores | None) -> Row:
         return Row(self.seed, self.label, phase, self.done, self.account.costs(), scores)
@@ -203,34 +212,78 @@ class _Part(ABC):
 
 
 class _Training(_Part):
-    """The first training."""
+    """The first training, with the histories that the methods need."""
+
+    def __init__(self, seed: _Seed, record: Record, label: str, rounds: int) -> None:
+        super().__init__(seed, record, label, rounds)
+        self.kinds = self.plan.history
+        self.recorder: Recorder | None = None
 
     @property
     def result(self) -> Weights:
         """The trained model."""
         return self.record.kept(_named("train", self.total))
 
+    @property
+    def history(self) -> History | None:
+        """What was kept of it."""
+        return History(self.record.folder / HISTORY) if self.kinds else None
+
+    def _keys(self) -> Iterator[dict[str, Any]]:
+        (key,) = super()._keys()
+        others = [kind for kind in KINDS if kind not in self.kinds]
+        for more in chain.from_iterable(combinations(others, number) for number in range(len(others) + 1)):
+            yield {**key, "history": sorted([*self.kinds, *more])}  # with more kinds it serves as well
+
     def _others(self) -> Iterator[Row]:
         weights = self.last.round.after if self.last else self.simulation.setting.architecture.fresh(self.seed)
-        rounds = fedavg(self.federation, weights, self.simulation.training, self.seed, "train", self.done)
+        federation: Federation = self.federation
+        if self.kinds:
+            self.recorder = Recorder(self.record.folder / HISTORY, self.kinds, federation.clients)
+            self.recorder.rewind(self.done)
+            federation = Recorded(federation, self.recorder)
+        rounds = fedavg(federation, weights, self.simulation.training, self.seed, "train", self.done)
         for step in timed("train", islice(rounds, self.total - self.done)):
+            weights = step.round.after
             yield from self._done(step)
+        if self.recorder is not None and self.last is not None:
+            self._save(self.last, now=True)  # what is older may then go
+            self.recorder.finish(weights)
+
+    def _save(self, step: Step, *, now: bool = False) -> None:
+        recorder = self.recorder
+        if recorder is None or recorder.rounds == step.round.number + 1:  # else it is ahead: an error came in between
+            first = recorder.flush if recorder is not None else None
+            self.record.save(step.phase, step.round, self.rows_then, now=now, first=first)
 
 
 class _Contender(_Part):
     """A method on the trained model."""
 
-    def __init__(self, seed: _Seed, record: Record, label: str, rounds: int, method: Method, weights: Weights) -> None:
+    def __init__(
+        self,
+        seed: _Seed,
+        record: Record,
+        label: str,
+        rounds: int,
+        method: Method,
+        weights: Weights,
+        history: History | None,
+    ) -> None:
         super().__init__(seed, record, label, rounds)
-        self.method, self.weights = method, weights
+        self.method, self.weights, self.history = method, weights, history
         self.reference = type(method) is Retrain
+        if history is not None and method.needs.history is not None:
+            self.storage = history.nbytes(method.needs.history)
 
-    def _key(self) -> dict[str, Any]:
-        plan = self.plan
-        return super()._key() | {"request": resolved(plan.request), "evaluate_every": plan.recovery.evaluate_every}
+    def _keys(self) -> Iterator[dict[str, Any]]:
+        (key,) = super()._keys()
+        yield key | {"request": resolved(self.plan.request), "evaluate_every": self.plan.recovery.evaluate_every}
 
     def _others(self) -> Iterator[Row]:
-        task = self.simulation.task(self.federation, self.weights)
+        images = self.simulation.proxy
+        proxy = Metered(images, self.account.ledger, wire=False) if images is not None else None
+        task = self.simulation.task(self.federation, self.weights, history=self.history, proxy=proxy)
         if self.last is None or self.last.phase == "unlearn":
             for step in unlearning(self.method, task, self.last):
                 yield from self._done(step)

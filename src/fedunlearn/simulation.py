@@ -20,6 +20,7 @@ from fedunlearn.evaluation.membership import MIA_SAMPLES
 from fedunlearn.evaluation.scores import Scores, score
 from fedunlearn.experiment import Data, Experiment, Model
 from fedunlearn.federation import ClientId, Federation
+from fedunlearn.history import History
 from fedunlearn.importing import load_object, path_of
 from fedunlearn.models import build
 from fedunlearn.randomness import generator, seeded, stable_seed
@@ -107,6 +108,7 @@ class Simulation:
     Attributes:
         federation: of the clients.
         test: the test samples, as a federation of their own.
+        proxy: images that no client holds, at the server; None: there are none.
         partition: who holds what.
         training: what a client does in an ordinary round.
 
@@ -115,6 +117,7 @@ class Simulation:
     """
 
     _TESTS = ("test 0", "test 1")  # two, so that two cores score
+    _SERVER = "server"
 
     def __init__(self, setting: Setting, seed: int) -> None:
         self.setting, self.seed = setting, seed
@@ -123,7 +126,8 @@ class Simulation:
             Client.of(name, data.test, part, validation=0)
             for name, part in zip(self._TESTS, torch.arange(len(data.test.labels)).tensor_split(2), strict=True)
         ]
-        clients = _clients(plan.data, data, seed)
+        clients, left = _clients(plan.data, data, seed)
+        server = [Client.of(self._SERVER, data.train, left, validation=0)]
         try:
             self.partition = _partition(clients, View((plan.request,)), data.classes)
         except IndexError as error:  # an instance that nobody has
@@ -135,16 +139,26 @@ class Simulation:
                 f"the request means {meant} training samples, but the membership attack needs {MIA_SAMPLES}: "
                 "forget more of them, or score with functions of your own"
             )
-        everybody = InProcess(setting.architecture, [*clients, *tests], workers=setting.workers)
-        testing = AnyOf(tuple(map(ForgetClient, self._TESTS)))
-        self.federation, self.test = everybody.where(Rest(testing)), everybody.where(testing)
+        everybody = InProcess(setting.architecture, [*clients, *tests, *server], workers=setting.workers)
+        testing, serving = AnyOf(tuple(map(ForgetClient, self._TESTS))), ForgetClient(self._SERVER)
+        self.federation, self.test = everybody.where(Rest(AnyOf((testing, serving)))), everybody.where(testing)
+        self.proxy = everybody.where(serving) if len(left) else None
         self.training = plan.training.program()
 
-    def task(self, federation: Federation, weights: Weights) -> Task:
-        """The request on a trained model; ``federation`` is ours, or a wrapper around it."""
+    def task(
+        self,
+        federation: Federation,
+        weights: Weights,
+        *,
+        history: History | None = None,
+        proxy: Federation | None = None,
+    ) -> Task:
+        """The request on a trained model; ``federation`` and ``proxy`` are ours, or wrappers around them."""
         seed = stable_seed(self.seed, "unlearning")
-        request = self.setting.experiment.request
-        return Task.of(federation, weights, request, self.training, self.setting.architecture, seed=seed)
+        request, architecture = self.setting.experiment.request, self.setting.architecture
+        return Task.of(
+            federation, weights, request, self.training, architecture, seed=seed, history=history, proxy=proxy
+        )
 
     def score(self, weights: Weights, *, final: bool, validation: float | None) -> Scores:
         """See `fedunlearn.evaluation.scores.score`."""
@@ -164,22 +178,27 @@ class _Build:
         return build(self.model.name, self.classes, self.shape, **self.model.options)
 
 
-def _clients(plan: Data, data: datasets.DataSet, seed: int) -> list[Client]:
+def _clients(plan: Data, data: datasets.DataSet, seed: int) -> tuple[list[Client], torch.Tensor]:
+    """The clients, and the indices of the samples that none of them holds and the server does."""
     labels = data.train.labels
-    wanted = len(labels) if plan.samples is None else plan.clients * plan.samples
-    if wanted > len(labels):
+    wanted = len(labels) - plan.proxy if plan.samples is None else plan.clients * plan.samples
+    if wanted < 0 or wanted + plan.proxy > len(labels):
+        held = f"{plan.clients} clients" + (f" with {plan.samples} samples each" if plan.samples is not None else "")
+        served = f" and {plan.proxy} at the server" if plan.proxy else ""
+        lower = "data.clients, data.samples or data.proxy" if plan.proxy else "data.clients or data.samples"
         raise ValueError(
-            f"{plan.clients} clients with {plan.samples} samples each need {wanted}, but {data.name} has "
-            f"{len(labels)}: lower data.clients or data.samples"
+            f"{held}{served} need {max(wanted, 0) + plan.proxy}, but {data.name} has {len(labels)}: lower {lower}"
         )
     if strangers := sorted(plan.treatment.keys() - {str(k) for k in range(plan.clients)}):
         raise ValueError(f"data.treatment names no client: {', '.join(strangers)}; they are 0 to {plan.clients - 1}")
-    used = torch.randperm(len(labels), generator=generator(seed, "samples"))[:wanted]
+    order = torch.randperm(len(labels), generator=generator(seed, "samples"))
+    # Those at the server come after the clients', so that adding them changes nobody's data where samples are left.
+    used, left = order[:wanted], order[wanted : wanted + plan.proxy]
     clients = []
     for number, part in enumerate(plan.partition(labels[used], plan.clients, seed)):
         treat = plan.treatment.get(str(number), lambda samples: samples)
         clients.append(Client.of(str(number), treat(data.train), used[part], validation=plan.validation, seed=seed))
-    return clients
+    return clients, left
 
 
 def _partition(clients: list[Client], meant: View, classes: int) -> Partition:

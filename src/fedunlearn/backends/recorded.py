@@ -72,6 +72,11 @@ class Recorder:
         self._open: dict[int, int] = {}  # samples by client, of the round under way
         self._norms = torch.zeros(0)
 
+    @property
+    def rounds(self) -> int:
+        """How many are recorded."""
+        return self._done + 1
+
     def rewind(self, rounds: int) -> None:
         """Be as after ``rounds`` rounds: before training begins, or goes on.
 
