@@ -30,6 +30,7 @@ from fedunlearn.experiment import (
     resolved,
 )
 from fedunlearn.experiments import shipped
+from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
@@ -60,7 +61,7 @@ client = "0"
 rounds = 1
 """
 
-METHODS = "Retrain, FT, NoT or your own as package.module:Class"
+METHODS = f"{', '.join(CATALOGUE)} or your own as package.module:Class"
 TOP = "title, data, model, training, request, recovery, story, minutes, published, keep, methods, seeds"
 
 
@@ -116,7 +117,7 @@ WRONG = [
         "clients = 4",
         "clinets = 4",
         ":7: data.clinets: is unknown (did you mean clients?); there are name, clients, samples, partition, "
-        "validation, treatment",
+        "validation, treatment, proxy",
     ),
     ('name = "layernorm-cnn"', 'name = "a"\nkernel = 3', ":11: model.kernel: is unknown; there are name, options"),
     (
@@ -646,7 +647,14 @@ def test_what_is_resolved_leaves_nothing_to_defaults(folder: Path) -> None:
         "story": "",
         "seeds": [3],
         "methods": [{"kind": "Retrain"}, {"kind": "NoT", "include_bias": False, "batchnorm": "negate_mean"}],
-        "data": {"name": "digits", "clients": 4, "partition": {"kind": "Iid"}, "validation": 0.2, "treatment": {}},
+        "data": {
+            "name": "digits",
+            "clients": 4,
+            "partition": {"kind": "Iid"},
+            "validation": 0.2,
+            "treatment": {},
+            "proxy": 0,
+        },
         "model": {"name": "layernorm-cnn", "options": {}},
         "training": {
             "rounds": 2,

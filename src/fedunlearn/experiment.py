@@ -25,16 +25,9 @@ from fedunlearn.federation import ClientId
 from fedunlearn.history import HistoryKind
 from fedunlearn.importing import load_object, path_of
 from fedunlearn.layers import First
-from fedunlearn.methods.fcu import FCU
-from fedunlearn.methods.federaser import FedAccum, FedEraser
-from fedunlearn.methods.fedosd import FedOSD
-from fedunlearn.methods.fedquit import FedQUIT
+from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
-from fedunlearn.methods.fukd import FUKD
-from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
-from fedunlearn.methods.pgd import PGD
-from fedunlearn.methods.puf import PUF
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.problems import again, meant, sentences, short, unfit, unknown, wrong
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
@@ -154,21 +147,7 @@ _OPTIMIZERS = _Kinds(SGD=SGD, Adam=Adam)
 _SCHEDULES = _Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
 _REQUESTS = _Kinds(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)
 _STOP_RULES = _Kinds(Recovered=Recovered)
-_METHODS = _Kinds(
-    Method,
-    Retrain=Retrain,
-    FT=FineTune,
-    NoT=NoT,
-    FedEraser=FedEraser,
-    FedAccum=FedAccum,
-    FUKD=FUKD,
-    PGD=PGD,
-    MoDE=MoDE,
-    FCU=FCU,
-    PUF=PUF,
-    FedOSD=FedOSD,
-    FedQUIT=FedQUIT,
-)
+_METHODS = _Kinds(Method, **CATALOGUE)
 _ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS)
 
 Partition = Annotated[Any, BeforeValidator(_PARTITIONS)]

@@ -1,0 +1,35 @@
+"""All methods by the names that files and tables call them by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedunlearn.methods.fcu import FCU
+from fedunlearn.methods.federaser import FedAccum, FedEraser
+from fedunlearn.methods.fedosd import FedOSD
+from fedunlearn.methods.fedquit import FedQUIT
+from fedunlearn.methods.finetune import FineTune
+from fedunlearn.methods.fukd import FUKD
+from fedunlearn.methods.mode import MoDE
+from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.pgd import PGD
+from fedunlearn.methods.puf import PUF
+from fedunlearn.methods.retrain import Retrain
+from fedunlearn.task import Method
+
+__all__ = ["CATALOGUE"]
+
+CATALOGUE: Mapping[str, type[Method]] = {
+    "Retrain": Retrain,
+    "FT": FineTune,
+    "NoT": NoT,
+    "FedEraser": FedEraser,
+    "FedAccum": FedAccum,
+    "FUKD": FUKD,
+    "PGD": PGD,
+    "MoDE": MoDE,
+    "FCU": FCU,
+    "PUF": PUF,
+    "FedOSD": FedOSD,
+    "FedQUIT": FedQUIT,
+}
