@@ -10,15 +10,17 @@ import glob
 import json
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+import tomllib
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from fedunlearn.evaluation.rows import Row
     from fedunlearn.names import Layer
     from fedunlearn.report.report import Report
 
@@ -72,6 +74,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, and 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, or its report.json.", autocompletion=complete_run)
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Instead of the file's, such as training.rounds=20."),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files lie.")]
+Workers = Annotated[int | None, typer.Option(help="Processes side by side; else as many as cores.", min=1)]
+CacheFolder = Annotated[
+    Path, typer.Option(envvar="FEDUNLEARN_CACHE", help="Trained and retrained models that runs share.")
+]
+_CACHE = Path("~/.cache/fedunlearn/models")
 
 
 @app.command("layers")
@@ -146,20 +158,14 @@ def run_experiment(
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="Where the run is kept; else runs/NAME."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Instead of the file's, such as training.rounds=20."),
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the data set's files lie.")] = None,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set first.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes side by side; else as many as cores.", min=1)] = None,
-    cache: Annotated[
-        Path, typer.Option(envvar="FEDUNLEARN_CACHE", help="Trained and retrained models that runs share.")
-    ] = Path("~/.cache/fedunlearn/models"),
+    workers: Workers = None,
+    cache: CacheFolder = _CACHE,
     as_json: Json = False,
 ) -> None:
     """Compare methods at one deletion request; broken off, the same command goes on."""
-    from fedunlearn import console
     from fedunlearn.data import datasets
     from fedunlearn.experiment import load
     from fedunlearn.report.page import publish
@@ -172,18 +178,91 @@ def run_experiment(
     RunFolder(folder).require_usable()
     if download:
         datasets.download(plan.data.name, data_dir)
-    started = shlex.join(["fedunlearn", *sys.argv[1:]])
-    rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache.expanduser(), command=started)
+    rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache.expanduser(), command=_command())
+    _watch(rows, plan.total_rounds, folder)
+    report = assemble(folder)
+    _show(report, publish([report], folder), as_json)
+
+
+@app.command("tune")
+def tune_method(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Its name, or your own as package.module:Class.")],
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE.toml", help="A shipped experiment, or your own file.", autocompletion=complete_experiment
+        ),
+    ],
+    points: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=V,V,...", help="What to try; else the method's own grid. Several times."),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Where the other hyper-parameters are from.")] = None,
+    seed: Annotated[int | None, typer.Option(help="That chooses; else the experiment's first.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Else runs/NAME-tune-METHOD.")
+    ] = None,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    workers: Workers = None,
+    cache: CacheFolder = _CACHE,
+    as_json: Json = False,
+) -> None:
+    """Search a small grid on one seed, and report the best on the others alone; broken off, it goes on."""
+    import tomli_w
+
+    from fedunlearn.console import print_trials
+    from fedunlearn.experiment import load, resolved
+    from fedunlearn.report.page import publish
+    from fedunlearn.report.report import assemble
+    from fedunlearn.tuning import SEARCH, TESTED, Search
+
+    entries = {"kind": method, **({"preset": preset} if preset else {})}
+    search = Search.of(entries, load(experiment, overrides or ()), dict(map(_values, points or ())), seed)
+    folder = output or Path("runs") / f"{Path(experiment).stem}-tune-{method.rpartition(':')[2]}"
+    options = {"workers": workers, "data_dir": data_dir, "cache": cache.expanduser(), "command": _command()}
+    _watch(search.run(folder, **options), search.rounds, folder)
+    found = search.trials(folder)
+    publish([assemble(folder / SEARCH)], folder / SEARCH)
+    if not as_json:
+        print_trials(found, search.seed)
+        print(f"the best, as a file says it:\n\n[[methods]]\n{tomli_w.dumps(resolved(found[0].method))}")
+    report = assemble(folder / TESTED)
+    page = publish([report], folder / TESTED)
+    if as_json:
+        said = [{"method": resolved(one.method), "gap": one.gap, "bytes": one.bytes} for one in found]
+        _print_json({"seed": search.seed, "trials": said, "folder": str(page.parent), **report.summary()})
+        return
+    _show(report, page, as_json)
+
+
+def _values(assignment: str) -> tuple[str, list[Any]]:
+    """``lr=0.01,0.1`` to the entry and its values."""
+    entry, equals, text = assignment.partition("=")
+    if not (entry.strip() and equals and text.strip()):
+        raise ValueError(f"--grid {assignment} says nothing to try: write KEY=VALUE,VALUE, such as --grid lr=0.01,0.1")
     try:
-        with console.watching(plan.total_rounds) as show:
+        return entry.strip(), tomllib.loads(f"values = [{text}]")["values"]
+    except tomllib.TOMLDecodeError:
+        return entry.strip(), [value.strip() for value in text.split(",")]  # words need no quotes
+
+
+def _command() -> str:
+    return shlex.join(["fedunlearn", *sys.argv[1:]])
+
+
+def _watch(rows: Generator[Row, None, None], rounds: int, folder: Path) -> None:
+    """Read a run to its end, showing how far it is."""
+    from fedunlearn.console import watching
+
+    try:
+        with watching(rounds) as show:
             for row in rows:
                 show(row)
     except KeyboardInterrupt:
         rows.close()
         print(f"fedunlearn: stopped; what was done is in {folder}, and the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
-    report = assemble(folder)
-    _show(report, publish([report], folder), as_json)
 
 
 @app.command("report")

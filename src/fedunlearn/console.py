@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:  # else a table of layers would wait for torch
     from fedunlearn.evaluation.rows import Row
     from fedunlearn.evaluation.table import Line, Spread
     from fedunlearn.report.report import Comparison, Report
+    from fedunlearn.tuning import Trial
 
-__all__ = ["console", "print_comparison", "print_report", "watching"]
+__all__ = ["console", "print_comparison", "print_report", "print_trials", "watching"]
 
 
 def console(width: int | None = None) -> Console:
@@ -83,6 +84,15 @@ Stop rules: oracle, the scored round closest to Retrain, which needs the Retrain
 models; recovered, once validation accuracy is back and flat, which needs none."""
     )
     _print_gaps_in(report)
+
+
+def print_trials(trials: Sequence[Trial], seed: int) -> None:
+    """What a search found on the seed that chooses."""
+    table = _table("Avg. gap", "Bytes", first=f"Tried on seed {seed}")
+    for trial in trials:
+        gap, sent = ("diverged", "") if trial.gap is None else (f"{trial.gap:.2f}", f"{trial.bytes:.2e}")
+        table.add_row(trial.label, gap, sent)
+    console().print(table)
 
 
 def print_comparison(comparison: Comparison) -> None:

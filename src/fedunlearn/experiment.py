@@ -29,6 +29,7 @@ from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.presets import presets
 from fedunlearn.problems import again, meant, sentences, short, unfit, unknown, wrong
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
@@ -44,6 +45,7 @@ __all__ = [
     "Recovery",
     "Training",
     "load",
+    "made",
     "resolved",
 ]
 
@@ -87,6 +89,7 @@ class _Kinds:
             kind = self._kind(entries.pop("kind"))
         except ValueError as error:
             raise ValidationError.from_exception_data("kind", [wrong("kind", str(error), table["kind"])]) from None
+        entries = self._completed(str(table["kind"]), entries)
         known = [field.name for field in dataclasses.fields(kind) if field.init]
         problems = [unknown(name, known, entries.pop(name)) for name in list(entries) if name not in known]
         try:
@@ -107,6 +110,10 @@ class _Kinds:
         if problems:
             raise ValidationError.from_exception_data(kind.__name__, problems)
         return made
+
+    def _completed(self, name: str, entries: dict[str, Any]) -> dict[str, Any]:
+        """What stands in a table, with what it leaves to others."""
+        return entries
 
     def has(self, value: object) -> bool:
         """Whether ``value`` is of one of these kinds."""
@@ -141,13 +148,28 @@ class _Kinds:
         return self.kinds[name]
 
 
+class _Methods(_Kinds):
+    """Methods, whose tables may name a preset; what stands beside it goes before it."""
+
+    def _completed(self, name: str, entries: dict[str, Any]) -> dict[str, Any]:
+        wanted = entries.pop("preset", None)
+        known = presets(name)
+        if wanted is None:
+            return entries
+        if not isinstance(wanted, str) or wanted not in known:
+            there = f"there is none of {name}" if not known else f"must be {' or '.join(known)}{meant(wanted, known)}"
+            problem = wrong("preset", f"{there}, not {short(wanted)}", wanted)
+            raise ValidationError.from_exception_data("preset", [problem])
+        return {**known[wanted].values, **entries}
+
+
 _PARTITIONS = _Kinds(Iid=Iid, Dirichlet=Dirichlet)
 _TREATMENTS = _Kinds(Turned=Turned)
 _OPTIMIZERS = _Kinds(SGD=SGD, Adam=Adam)
 _SCHEDULES = _Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
 _REQUESTS = _Kinds(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)
 _STOP_RULES = _Kinds(Recovered=Recovered)
-_METHODS = _Kinds(Method, **CATALOGUE)
+_METHODS = _Methods(Method, **CATALOGUE)
 _ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS)
 
 Partition = Annotated[Any, BeforeValidator(_PARTITIONS)]
@@ -269,8 +291,8 @@ class Experiment:
             `fedunlearn.evaluation.published` knows them.
         data, model, training, recovery, keep: see there.
         request: what is to be forgotten.
-        methods: that are compared; Retrain, the reference, is always among them. Your own as
-            ``package.module:Class``.
+        methods: that are compared; Retrain, the reference, is always among them. Hyper-parameters may be those of a
+            preset (`fedunlearn.presets`). Your own as ``package.module:Class``.
         seeds: one whole run each: partition, initial weights, order of batches.
     """
 
@@ -338,6 +360,19 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     if problems or unsayable:
         raise ExperimentError(sentences(problems, unsayable, document, Experiment))
     return plan
+
+
+def made(table: Mapping[str, Any]) -> Method:
+    """A method as a file says it: its kind, perhaps a preset, and hyper-parameters.
+
+    Raises:
+        ExperimentError: it is none, or a hyper-parameter is not as it should be.
+    """
+    try:
+        return cast(Method, _METHODS(table))
+    except ValidationError as error:
+        wrongs = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise ExperimentError(wrongs) from None
 
 
 def resolved(value: Any) -> Any:

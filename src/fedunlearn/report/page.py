@@ -32,6 +32,15 @@ _PHASES = {
 }
 
 
+_SOURCES = {
+    "paper": "the paper of the method",
+    "code": "published code",
+    "supplement": "supplement of the NoT paper, section 14.1",
+    "guess": "a guess, where nothing legible is published",
+    "tuned": "a search of ours",
+}
+
+
 def publish(reports: Sequence[Report], folder: Path) -> Path:
     """Write everything that people read into a folder: the page, figures as SVG and PDF, tables, and the JSON.
 
@@ -111,6 +120,7 @@ def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
         names=NAMES,
         measures=MEASURES,
         original=ORIGINAL,
+        sources=_SOURCES,
         reference=REFERENCE,
         colours=COLOURS,
         asked=_asked,

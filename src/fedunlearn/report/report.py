@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from fedunlearn.evaluation.published import Block, published
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.stopping import Fixed, Oracle, Recovered, StopRule
 from fedunlearn.evaluation.table import Line, table
+from fedunlearn.presets import Origin, origins
 from fedunlearn.record import RecordError
 from fedunlearn.runfolder import FolderError, RunFolder, differences
 from fedunlearn.simulation import Partition
@@ -45,6 +46,23 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A hyper-parameter.
+
+    Attributes:
+        method: whose it is.
+        entry: its name.
+        value: as the experiment's file says it.
+        origin: who else has used this value; None: nobody that we know of.
+    """
+
+    method: str
+    entry: str
+    value: Any
+    origin: Origin | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What a run found.
 
@@ -56,6 +74,7 @@ class Report:
         sessions: on what it ran, one entry a start of the command.
         cached: parts that another run had done, as ``seed, name``: their seconds are of that run.
         missing: seeds that are not complete yet.
+        labels: of the experiment's methods, in their order.
         name: of the run.
     """
 
@@ -66,6 +85,7 @@ class Report:
     sessions: tuple[Mapping[str, Any], ...] = ()
     cached: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
     name: str = field(default="", compare=False)
 
     @property
@@ -95,6 +115,14 @@ class Report:
         said = {key: value for key, value in self.experiment["recovery"]["stop"].items() if key != "kind"}
         return Fixed(), Oracle(), Recovered(**said)
 
+    def settings(self) -> Iterator[Setting]:
+        """Every hyper-parameter of every method, with where its value is from."""
+        for label, said in zip(self.labels, self.experiment["methods"], strict=False):
+            entries = {entry: value for entry, value in said.items() if entry != "kind"}
+            known = origins(said["kind"], entries)
+            for entry, value in entries.items():
+                yield Setting(label, entry, value, known.get(entry))
+
     def table(self, rule: StopRule | None = None) -> list[Line]:
         """A line per method where ``rule`` stops it; None: after all rounds."""
         return table(self.compared, rule)
@@ -113,6 +141,7 @@ class Report:
             "missing": list(self.missing),
             "failures": [dataclasses.asdict(failure) for failure in self.failures],
             "cached": list(self.cached),
+            "settings": [dataclasses.asdict(setting) for setting in self.settings()],
             "tables": tables,
         }
 
@@ -132,6 +161,7 @@ def assemble(folder: Path) -> Report:
     failures: list[Failure] = []
     cached: list[str] = []
     missing = []
+    labels: tuple[str, ...] = ()
     for seed in experiment["seeds"]:
         records = home.records(seed)
         if len(records) < parts or not all(record.complete for record in records):
@@ -139,6 +169,7 @@ def assemble(folder: Path) -> Report:
             continue
         partitions[seed] = TypeAdapter(Partition).validate_python(home.partition(seed))
         training, original, *others = records
+        labels = tuple(record.label for record in others)
         rows += [*training.rows[:-1], *original.rows, *(row for record in others for row in record.rows)]
         for record in (training, *others):
             rounds = record.rows[-1].rounds if record.rows else 0
@@ -156,6 +187,7 @@ def assemble(folder: Path) -> Report:
         tuple(home.sessions),
         tuple(cached),
         tuple(missing),
+        labels,
         folder.resolve().name,
     )
 
