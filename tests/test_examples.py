@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fedunlearn.contract import CHECKS
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -30,6 +32,14 @@ def test_forget_a_client(tmp_path: Path) -> None:
     assert first.keys() == {"FT", "NoT", "Retrain"}
     assert first["FT"] > 50 > 30 > first["NoT"]
     assert abs(first["NoT"] - first["Retrain"]) < 10
+
+
+def test_add_a_method(tmp_path: Path) -> None:
+    lines = output("03_add_a_method.py", tmp_path).splitlines()
+    assert len(lines) == 2 * len(CHECKS) + 3
+    assert {line.split(": ")[1].replace(" ", "_") for line in lines[: 2 * len(CHECKS)]} == set(CHECKS)
+    first = {line.split(":")[0].strip(): float(line.split("'0': ")[1].split(",")[0]) for line in lines[-3:]}
+    assert first["FT"] > first["Muddle"] > first["Retrain"]
 
 
 def test_every_example_is_tested() -> None:

@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from fedunlearn.report.figures import COLOURS
+from fedunlearn.report.drawing import COLOURS
 from fedunlearn.report.page import page, publish
 from fedunlearn.report.report import Report
 

@@ -1,24 +1,16 @@
-"""The figures of one run or of several: drawn once, for the page, as SVG files and as PDF files.
-
-Colours are names here. A file has the light theme's; in the page each becomes a CSS variable, so that one drawing
-serves light and dark.
-"""
+"""The figures of one run or of several: drawn once, for the page, as SVG files and as PDF files."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -26,61 +18,14 @@ from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import LOSS_EDGES, MEASURES, Scores, average_gap
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
+from fedunlearn.report.drawing import LIGHT, NARROW, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.report import Report
 
-__all__ = ["COLOURS", "Picture", "Series", "losses", "measures", "partition", "prices", "series_of", "validation"]
+__all__ = ["NAMES", "Series", "losses", "measures", "partition", "prices", "series_of", "validation"]
 
-COLOURS = {
-    "ink": ("#1c2128", "#e9e6df"),
-    "faint": ("#5c6570", "#a3a8b0"),
-    "line": ("#d5d2c9", "#3a3f47"),
-    "c1": ("#1b62a5", "#74b3f0"),
-    "c2": ("#b04c0c", "#f0995a"),
-    "c3": ("#24754a", "#6cc795"),
-    "c4": ("#7d3f98", "#c79be0"),
-    "c5": ("#ab2a5f", "#f08fb4"),
-    "c6": ("#6b5d00", "#d3c255"),
-    "c7": ("#00727b", "#5fc6cf"),
-    "c8": ("#8c3b2b", "#e09a8a"),
-}
-"""By name, for the light theme and for the dark one. Text in any of them has a contrast of 4.5 to its ground."""
-
-_LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 _OWN = ("c2", "c3", "c4", "c5", "c6", "c7", "c8")
 _MARKERS = "os^Dv<>PX"
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-_WIDE, _NARROW, _LEGEND_ROW = (4.6, 2.95), (3.4, 2.3), 0.19  # inches
-_LABEL = 36  # characters that a legend or a title has room for
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _LIGHT["faint"],
-    "axes.labelcolor": _LIGHT["ink"],
-    "axes.titlecolor": _LIGHT["ink"],
-    "text.color": _LIGHT["ink"],
-    "xtick.color": _LIGHT["faint"],
-    "ytick.color": _LIGHT["faint"],
-    "xtick.labelcolor": _LIGHT["ink"],
-    "ytick.labelcolor": _LIGHT["ink"],
-    "axes.grid": True,
-    "grid.color": _LIGHT["line"],
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 3.4,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedunlearn",
-    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
-}
-
 _UNITS = {"bytes": "B", "flops": "", "seconds": "s"}
 _TARGET = "forget, Retrain"
 _BEFORE = "before, and margin"
@@ -90,52 +35,6 @@ NAMES = {
     "test": "Test accuracy",
     "mia": "Membership attack",
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure.
-
-    Attributes:
-        name: of its files.
-        figure: the drawing.
-        alt: what it shows, in words and numbers.
-        caption: how to read it.
-    """
-
-    name: str
-    figure: Figure
-    alt: str
-    caption: str
-
-    def svg(self) -> bytes:
-        """A file that stands alone, on white."""
-        return self._svg.replace("</defs>", '</defs>\n <rect width="100%" height="100%" fill="#ffffff"/>', 1).encode()
-
-    def pdf(self) -> bytes:
-        """A file for print."""
-        return self._drawn("pdf")
-
-    def inline(self) -> str:
-        """SVG for the page: colours as variables, ids that no other figure has, the text in the page's font."""
-        text = self._svg[self._svg.index("<svg") :]
-        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
-        for name, light in _LIGHT.items():
-            text = text.replace(light, f"var(--{name})")
-        text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
-        return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
-
-    @cached_property
-    def _svg(self) -> str:
-        return self._drawn("svg").decode()
-
-    def _drawn(self, kind: str) -> bytes:
-        file = io.BytesIO()
-        date = {"svg": "Date", "pdf": "CreationDate"}[kind]  # without it the same run gives the same file
-        with mpl.rc_context(_STYLE):
-            self.figure.savefig(file, format=kind, metadata={date: None})
-        return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -205,7 +104,7 @@ def series_of(reports: Sequence[Report]) -> list[Series]:
 def measures(series: Sequence[Series]) -> Iterator[Picture]:
     """The four measures by round."""
     for measure in MEASURES:
-        with _axes(NAMES[measure], "rounds", "%", legend=[one.label for one in series]) as (figure, axes):
+        with axes_for(NAMES[measure], "rounds", "%", legend=[one.label for one in series]) as (figure, axes):
             ends: list[str] = []
             curves_shown: dict[str, list[float]] = {}
             for one in series:
@@ -213,12 +112,12 @@ def measures(series: Sequence[Series]) -> Iterator[Picture]:
                 means, spreads = [fmean(v) for v in values], [stdev(v) if len(v) > 1 else 0.0 for v in values]
                 low = [m - s for m, s in zip(means, spreads, strict=True)]
                 high = [m + s for m, s in zip(means, spreads, strict=True)]
-                axes.fill_between(one.rounds(), low, high, color=_LIGHT[one.colour], alpha=0.13, linewidth=0)
+                axes.fill_between(one.rounds(), low, high, color=LIGHT[one.colour], alpha=0.13, linewidth=0)
                 _line(axes, one, one.rounds(), means)
                 ends.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}")
                 curves_shown[one.label] = means
             below = _focus(axes, curves_shown)
-            _legend(figure, axes)
+            put_legend(figure, axes)
         alt = f"{NAMES[measure]} in percent, from the first scored round to the last: {'; '.join(ends)}."
         seeds = "mean ± sd over seeds" if any(len(one.points[0]) > 1 for one in series) else "one seed"
         caption = f"{NAMES[measure]} by round, {seeds}.{below}"
@@ -236,7 +135,7 @@ def prices(series: Sequence[Series], reports: Sequence[Report]) -> Iterator[Pict
     }
     for kind, what in kinds.items():
         legend = [*(one.label for one in series), ORIGINAL]
-        with _axes("Average gap to Retrain", what, "percentage points", legend=legend) as (figure, axes):
+        with axes_for("Average gap to Retrain", what, "percentage points", legend=legend) as (figure, axes):
             ends = []
             for one in series:
                 paid = [
@@ -250,14 +149,14 @@ def prices(series: Sequence[Series], reports: Sequence[Report]) -> Iterator[Pict
                 best = min(paid, key=lambda point: point[1])
                 ends.append(f"{one.label} at best {best[1]:.2f} after {best[0]:.3g}, at last {paid[-1][1]:.2f}")
             for number, gap in enumerate(originals):
-                axes.axhline(gap, color=_LIGHT["faint"], linewidth=1, linestyle=":", label=None if number else ORIGINAL)
+                axes.axhline(gap, color=LIGHT["faint"], linewidth=1, linestyle=":", label=None if number else ORIGINAL)
             axes.set_xscale("log")
             low, high = axes.get_xlim()
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 40 * low else (1,)))
             axes.xaxis.set_major_formatter(EngFormatter(_UNITS[kind], sep="\N{NO-BREAK SPACE}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_ylim(bottom=0)
-            _legend(figure, axes)
+            put_legend(figure, axes)
         alt = f"Average gap to Retrain in percentage points against {what}: {'; '.join(ends)}."
         caption = f"Average gap against {what}; both from the request on."
         if cached and kind == "seconds":
@@ -271,7 +170,7 @@ def validation(series: Sequence[Series], reports: Sequence[Report]) -> Picture |
     if not series:
         return None
     legend = [*(one.label for one in series), _BEFORE]
-    with _axes("Validation accuracy", "rounds", "%", legend=legend) as (figure, axes):
+    with axes_for("Validation accuracy", "rounds", "%", legend=legend) as (figure, axes):
         told, shown = [], {}
         for one in series:
             means = [fmean(v) for v in one.values("validation")]
@@ -281,7 +180,7 @@ def validation(series: Sequence[Series], reports: Sequence[Report]) -> Picture |
             if stops:
                 where = f"stopped after {fmean(stops):.3g} rounds, mean of the {len(stops)} seeds where it was met"
                 y = np.interp(fmean(stops), one.rounds(), means)
-                axes.plot(fmean(stops), y, "o", markersize=8, markerfacecolor="none", color=_LIGHT[one.colour])
+                axes.plot(fmean(stops), y, "o", markersize=8, markerfacecolor="none", color=LIGHT[one.colour])
             told.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}, {where}")
         for number, report in enumerate(reports):
             scores = [row.scores for row in _originals(report) if row.scores]
@@ -291,9 +190,9 @@ def validation(series: Sequence[Series], reports: Sequence[Report]) -> Picture |
             before = fmean(known)
             margin = next(rule.margin for rule in report.rules if isinstance(rule, Recovered))
             label = None if number else _BEFORE
-            axes.axhspan(before - margin, before, color=_LIGHT["faint"], alpha=0.18, linewidth=0, label=label)
+            axes.axhspan(before - margin, before, color=LIGHT["faint"], alpha=0.18, linewidth=0, label=label)
         below = _focus(axes, shown)
-        _legend(figure, axes)
+        put_legend(figure, axes)
     alt = f"Validation accuracy in percent by round: {'; '.join(told)}."
     caption = f"What the rule “recovered” reads; circles: where it stops, mean of the seeds in which it does.{below}"
     return Picture("validation", figure, alt, caption)
@@ -308,14 +207,14 @@ def losses(report: Report, prefix: str = "") -> Iterator[Picture]:
     drawn = {"retain": ("c1", "-"), "forget": ("c2", "-"), "test": ("ink", (0, (2, 1.5)))}
     for number, (method, kinds) in enumerate(found.items()):
         title = "before the request" if method == ORIGINAL else method
-        with _axes(title, "loss of a sample", "% of samples", _NARROW, legend=[*drawn, _TARGET]) as (figure, axes):
+        with axes_for(title, "loss of a sample", "% of samples", NARROW, legend=[*drawn, _TARGET]) as (figure, axes):
             for kind, (colour, dash) in drawn.items():
                 shares = kinds[kind]
-                axes.step(centres, shares, where="mid", color=_LIGHT[colour], linestyle=dash, label=kind, linewidth=1.3)
-            axes.fill_between(centres, target, step="mid", color=_LIGHT["c2"], alpha=0.15, linewidth=0, label=_TARGET)
+                axes.step(centres, shares, where="mid", color=LIGHT[colour], linestyle=dash, label=kind, linewidth=1.3)
+            axes.fill_between(centres, target, step="mid", color=LIGHT["c2"], alpha=0.15, linewidth=0, label=_TARGET)
             axes.set_xscale("log")
             axes.set(xlim=(LOSS_EDGES[0], LOSS_EDGES[-1]), ylim=(0, 1.05 * highest))
-            _legend(figure, axes)
+            put_legend(figure, axes)
         slug = re.sub(r"[^A-Za-z0-9]+", "-", method)[:40].strip("-")
         name = f"{prefix}losses-{number}-{slug}"  # numbered: two methods can look the same but for punctuation
         medians = ", ".join(f"{kind} {_median(shares):.2g}" for kind, shares in kinds.items())
@@ -336,14 +235,14 @@ def partition(report: Report, prefix: str = "") -> Picture:
     """Who holds what, of the first seed."""
     seed, who = next(iter(report.partitions.items()))
     rows, columns = len(who.clients), len(who.classes[0])
-    size = (_WIDE[0] * (2 if columns > 20 else 1), 0.75 + 0.2 * min(rows, 40))
+    size = (WIDE[0] * (2 if columns > 20 else 1), 0.75 + 0.2 * min(rows, 40))
     most = max(map(max, who.classes)) or 1
-    with _axes("", "class", "client", size) as (figure, axes):
+    with axes_for("", "class", "client", size) as (figure, axes):
         axes.grid(visible=False)
         for y, counts in enumerate(who.classes):
             gone = who.forget[y] > 0
             for x, count in enumerate(counts):
-                colour = _LIGHT["c2" if gone else "c1"]
+                colour = LIGHT["c2" if gone else "c1"]
                 axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=0.6 * count / most, linewidth=0))
                 if columns <= 12 and rows <= 40:
                     axes.text(x, y, str(count), ha="center", va="center", fontsize=7)
@@ -361,36 +260,9 @@ def partition(report: Report, prefix: str = "") -> Picture:
     return Picture(f"{prefix}partition", figure, alt, caption)
 
 
-class _axes:  # noqa: N801 - used like a function
-    """A figure with one pair of axes, in our style, while it is drawn.
-
-    It grows with what is to stand in its legend, or nothing would be left for the axes.
-    """
-
-    def __init__(
-        self, title: str, x: str, y: str, size: tuple[float, float] = _WIDE, legend: Sequence[str] = ()
-    ) -> None:
-        self.context = mpl.rc_context(_STYLE)
-        self.labels, rows = (_short(title), x, y), -(-len(legend) // _columns(legend))
-        self.size = (size[0], size[1] + _LEGEND_ROW * max(rows - 1, 0))
-
-    def __enter__(self) -> tuple[Figure, Axes]:
-        self.context.__enter__()
-        self.figure = Figure(figsize=self.size, layout="constrained")
-        axes = self.figure.add_subplot()
-        title, x, y = self.labels
-        axes.set(title=title, xlabel=x, ylabel=y)
-        return self.figure, axes
-
-    def __exit__(self, *error: Any) -> None:
-        self.figure.draw_without_rendering()
-        self.figure.set_layout_engine("none")  # what is laid out once need not be for every format
-        self.context.__exit__(*error)
-
-
 def _line(axes: Axes, one: Series, x: Sequence[float], y: Sequence[float]) -> None:
     every = max(len(x) // 8, 1)  # markers tell methods apart without colour; one at every round would hide the line
-    axes.plot(x, y, color=_LIGHT[one.colour], linestyle=one.dash, marker=one.marker, markevery=every, label=one.label)
+    axes.plot(x, y, color=LIGHT[one.colour], linestyle=one.dash, marker=one.marker, markevery=every, label=one.label)
 
 
 def _focus(axes: Axes, shown: Mapping[str, Sequence[float]]) -> str:
@@ -406,21 +278,6 @@ def _focus(axes: Axes, shown: Mapping[str, Sequence[float]]) -> str:
     room = max(0.08 * (high - low), 0.5)
     axes.set_ylim(low - room, high + room)
     return f" Starts below the axis: {', '.join(starts)}."
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, list(map(_short, labels)), loc="outside lower center", ncols=_columns(labels))
-
-
-def _short(label: str) -> str:
-    """Of a long label both ends: the run, and the method."""
-    return label if len(label) <= _LABEL else f"{label[: _LABEL // 2 - 1]}…{label[-_LABEL // 2 :]}"
-
-
-def _columns(labels: Sequence[str]) -> int:
-    longest = min(max(map(len, labels), default=1), _LABEL)
-    return max(1, min(len(labels), 52 // (longest + 5)))
 
 
 def _originals(report: Report) -> list[Row]:

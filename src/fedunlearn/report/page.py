@@ -19,7 +19,8 @@ from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.stopping import StopRule
 from fedunlearn.evaluation.table import REFERENCE, Line
 from fedunlearn.report import figures, tables
-from fedunlearn.report.figures import COLOURS, NAMES, Picture, Series
+from fedunlearn.report.drawing import COLOURS, Picture
+from fedunlearn.report.figures import NAMES, Series
 from fedunlearn.report.report import FILE, Comparison, Report, told, write_report
 
 __all__ = ["page", "publish"]
