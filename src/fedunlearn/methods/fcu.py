@@ -191,6 +191,9 @@ def _features(network: nn.Module, name: str | None) -> Callable[[Tensor], Tensor
 
     def features(x: Tensor) -> Tensor:
         network(x)
+        if not caught:  # a spare layer, or one whose weights are read without it
+            which = "last linear layer" if name is None else f"module {name!r}"
+            raise ValueError(f"FCU reads what the {which} is given, but the network never calls it: set `features`")
         return caught.pop().flatten(1)
 
     return features

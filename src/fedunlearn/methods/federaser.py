@@ -33,7 +33,8 @@ class FedEraser(Method):
     Departures from the authors' code, which averages the clients first and calibrates the mean: here each client is
     calibrated, as in the paper. The code takes an update against the model *after* that round's average; here
     against the one that the client started from. The paper's further factor 1/(K - 1) would shrink each step a
-    second time, and is left out. Class- and instance-wise the old norms hold what is to be forgotten: a heuristic.
+    second time, and is left out. Class- and instance-wise the first round's updates and all old norms hold what is to
+    be forgotten: a heuristic.
 
     Attributes:
         interval: replay the first kept round and each so-manieth after it. The paper's is 2.

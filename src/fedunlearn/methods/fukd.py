@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fedunlearn.federation import Batch, ClientContext, Traffic, Work
 from fedunlearn.needs import Needs, Size
-from fedunlearn.programs import SGD, LocalTraining
+from fedunlearn.programs import SGD, Constant, LocalTraining
 from fedunlearn.rounds import Round, aggregate
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
@@ -54,9 +54,10 @@ class FUKD(Method):
         assert task.history is not None  # as `needs` demands
         assert task.proxy is not None
         if resume is None:
-            weights = task.weights
+            weights, sums = task.weights, task.history.sums
             for target in task.targets:
-                weights = weights - task.history.sums[target]
+                if (contributed := sums.get(target)) is not None:  # or it never took part: there is nothing of it
+                    weights = weights - contributed
             resume = Round(0, weights)
             yield resume
         if resume.number == 0:
@@ -64,8 +65,9 @@ class FUKD(Method):
 
     def _distilling(self, task: Task) -> LocalTraining:
         return replace(
-            task.training.at(self.lr),
+            task.training,
             optimizer=SGD(self.lr, self.momentum, 0.0),
+            schedule=Constant(),
             epochs=self.epochs,
             batches=None,
             loss=Distillation(task.weights, self.temperature),

@@ -30,7 +30,8 @@ class PGD(Method):
         w_ref = (theta* - sum_U p_i theta_i) / (1 - sum_U p_i)
 
     in the last round of training. Its steps are clipped and projected on ||w - w_ref||^2 <= squared radius, and end
-    once ||w - theta_i||^2 exceeds the squared stop distance. Both are squared distances, as in the authors' code.
+    once ||w - theta_i||^2 exceeds the squared stop distance, or a gradient is not finite. Both are squared distances,
+    as in the authors' code, whose iterations however take one step more than they say.
 
     Where several clients leave, each ascends from the same w_ref and the mean by samples is taken (ours; the paper
     has one). Buffers are those of theta*: statistics of what is to be forgotten should not get in.
@@ -64,14 +65,15 @@ class PGD(Method):
         if resume is not None:
             return
         assert task.history is not None  # as `needs` demands
-        last = {target: task.history.last[target] for target in task.targets}
+        kept = task.history.last
+        last = {target: kept[target] for target in kept if target in task.targets}  # of those who ever took part
         start = reference(task.weights, last.values())
         mean = Average(like=task.weights)
         for target, (own, _) in last.items():
             for _, reply in task.forgotten.run(self._ascent(task, own, start), start, task.turn(), [target]):
                 assert reply.weights is not None
                 mean.add(reply.weights, reply.samples)
-        yield Round(0, mean.result())
+        yield Round(0, mean.result() if mean.total else start)
 
     def _ascent(self, task: Task, own: Weights, start: Weights) -> ProjectedAscent:
         radius = self.squared_radius or squared_radius(start, [task.fresh("radius", n) for n in range(10)])
@@ -121,7 +123,8 @@ class ProjectedAscent:
         for batch in islice(endless(context, self.batch_size), self.steps):
             optimizer.zero_grad()
             (-F.cross_entropy(model(batch.x), batch.y)).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters.values(), self.clip)
+            if not nn.utils.clip_grad_norm_(parameters.values(), self.clip).isfinite():
+                break  # a loss that is raised without end may overflow; what was reached before it counts
             optimizer.step()
             steps += 1
             with torch.no_grad():
