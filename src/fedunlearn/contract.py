@@ -140,7 +140,7 @@ def size_of(task: Task) -> Size:
         counted(task.forgotten),
         proxy=sum(counted(task.proxy).values()) if task.proxy is not None else 0,
         clients=len(history.clients) if history is not None else 0,
-        rounds=len(history.rounds) if history is not None else 0,
+        rounds=len(history.rounds) if history is not None and "norms" in history.kinds else 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -131,7 +132,7 @@ class ContrastiveUnlearning:
     def _fused(self, model: nn.Module, sent: Weights) -> Weights:
         now, fused = Weights.of(model).parameters, dict(sent.parameters)
         for layer in layers(model):
-            if layer.kind in ("convolution", "linear"):
+            if layer.kind in ("convolution", "linear", "attention"):  # q, k and v are linear maps too
                 both = now[layer.name], sent.parameters[layer.name]
                 fused[layer.name] = fuse(*both, self.low_frequency, self.donor, self.phase)
         return replace(sent, parameters=fused)
@@ -200,7 +201,7 @@ def _features(network: nn.Module, name: str | None) -> Callable[[Tensor], Tensor
 
 
 def _window(size: int, share: float) -> slice:
-    centre, half = size // 2, int(size * share / 2)
+    centre, half = size // 2, math.floor(round(size * share / 2, 9))
     return slice(centre - half, centre + half)
 
 
