@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.client import Client, View, execute
-from fedunlearn.federation import ClientError, Forgotten, Reply, Turn
-from fedunlearn.programs import SGD, Adam, Constant, Cosine, Evaluate, Exponential, LocalTraining
+from fedunlearn.federation import ClientContext, ClientError, Forgotten, Reply, Retained, Turn
+from fedunlearn.programs import SGD, Adam, Constant, Cosine, Evaluate, Exponential, LocalTraining, endless
 from fedunlearn.requests import ForgetClass
 from fedunlearn.weights import Weights
 
@@ -99,6 +104,91 @@ def test_an_epoch_equals_a_plain_loop_over_the_same_batches() -> None:
 def test_epochs_may_be_fractions_or_batches(training: LocalTraining, passes: int) -> None:
     reply = run(training, toy(), zeros())
     assert (reply.work.forward, reply.work.backward) == (passes, passes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    samples=st.integers(0, 13),
+    batch_size=st.integers(1, 6),
+    length=st.one_of(
+        st.floats(0, 3, width=16).map(lambda epochs: {"epochs": epochs}),
+        st.integers(0, 9).map(lambda batches: {"batches": batches}),
+    ),
+)
+def test_passes_are_those_that_training_takes(samples: int, batch_size: int, length: dict[str, float]) -> None:
+    training = LocalTraining(batch_size=batch_size, **length)  # type: ignore[arg-type]
+    work = run(training, toy(samples), zeros()).work
+    assert training.passes(samples) == work.forward == work.backward
+
+
+def test_passes_by_hand() -> None:
+    """Of ten samples in batches of four, of nine, whose last one alone is merged into the batch before, and of none."""
+    assert [LocalTraining(batch_size=4, batches=n).passes(10) for n in range(5)] == [0, 4, 8, 10, 14]
+    assert [LocalTraining(batch_size=4, batches=n).passes(9) for n in range(4)] == [0, 4, 9, 13]
+    assert LocalTraining(epochs=7).passes(0) == 0
+
+
+def test_at_sets_the_learning_rate_of_every_round_and_nothing_else() -> None:
+    training = LocalTraining(Adam(0.3, (0.8, 0.9), 0.1), Exponential(0.5), 2.0, 3, 4, of=Forgotten(), clip=1.0)
+    expected = LocalTraining(Adam(0.02, (0.8, 0.9), 0.1), Constant(), 2.0, 3, 4, of=Forgotten(), clip=1.0)
+    assert training.at(0.02) == expected
+    assert training.at(None) is training
+    assert training.optimizer == Adam(0.3, (0.8, 0.9), 0.1)
+
+
+def test_at_a_learning_rate_round_seven_is_as_long_a_step_as_round_zero() -> None:
+    """By hand, as above: (-1/2) x times -0.1."""
+    client = Client.of("a", (torch.tensor([[1.0, 2.0]]), torch.tensor([1])), validation=0)
+    training = LocalTraining(SGD(9.0, 0.0, 0.0), Exponential(0.5)).at(0.1)
+    for number in (0, 7):
+        weights = run(training, client, zeros(), number).weights
+        assert weights is not None
+        assert torch.allclose(weights.parameters["weight"], torch.tensor([[-0.05, -0.1], [0.05, 0.1]]))
+
+
+@dataclass(frozen=True)
+class WithoutRate:
+    def __call__(self, parameters: Iterable[nn.Parameter], factor: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, factor)
+
+
+def test_at_wants_an_optimizer_whose_learning_rate_can_be_set() -> None:
+    plain: Callable[..., torch.optim.Optimizer] = WithoutRate().__call__
+    for optimizer in (WithoutRate(), plain):
+        with pytest.raises(ValueError, match="has no learning rate to be set: give it a field lr"):
+            LocalTraining(optimizer).at(0.1)
+        LocalTraining(optimizer).at(None)
+
+
+@dataclass
+class Reads:
+    """The first batches of an endless reading, and at least as many, epoch by epoch."""
+
+    batches: int
+    of: Retained | Forgotten | None = None
+
+    def __call__(self, context: ClientContext) -> Reply:
+        self.endless = [b.x.tolist() for b in islice(endless(context, 4, self.of), self.batches)]
+        epochs = (context.batches(epoch, 4, of=self.of) for epoch in range(self.batches))
+        self.epochs = [[b.x.tolist() for b in epoch] for epoch in epochs]
+        return Reply()
+
+
+@pytest.mark.parametrize("of", [None, Retained(), Forgotten()])
+def test_endless_reads_epoch_after_epoch_in_the_order_of_each(of: Retained | Forgotten | None) -> None:
+    reads = Reads(8, of)
+    run(reads, toy(), zeros(), view=View(request=ForgetClass(1)))  # type: ignore[arg-type]
+    assert len(reads.endless) == 8
+    assert reads.endless == [batch for epoch in reads.epochs for batch in epoch][:8]
+    first, second = (sorted(x for batch in epoch for x in batch) for epoch in reads.epochs[:2])
+    assert first == second
+    assert reads.epochs[0] != reads.epochs[1]
+
+
+def test_endless_ends_where_there_is_no_sample() -> None:
+    reads = Reads(1, Forgotten())
+    run(reads, toy(), zeros())  # type: ignore[arg-type]
+    assert reads.endless == []
 
 
 def test_of_trains_on_what_is_chosen_alone() -> None:

@@ -32,7 +32,8 @@ class FedOSD(Method):
     g_u: mean over those who leave of (theta - theta_k) / lr after training with -log(1 - p_y / 2); rows of A: the
     same of those who stay, with cross-entropy. The learning rate cancels, so here all is said in updates
     theta_k - theta. Then recovery takes out of each client's update what points along theta - theta*, forward or back
-    (so does the authors' code; the paper argues against going back), and keeps its length.
+    (so does the authors' code; the paper argues against going back), and keeps its length; of an update that points
+    nowhere else, nothing is left.
 
     Means are over clients, not over samples, as in the code. Buffers: those of theta while unlearning, the mean of
     those who stay in recovery (the authors' networks have none).
@@ -65,7 +66,7 @@ class FedOSD(Method):
         task.training.at(self.recovery_lr)
 
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
-        """Round by round, until nothing is left of the direction."""
+        """Round by round, until nothing is left of the direction but rounding."""
         weights = resume.after if resume else task.weights
         for number in range(resume.number + 1 if resume else 0, self.rounds):
             step = self._step(task, weights, number)
@@ -88,7 +89,10 @@ class FedOSD(Method):
             for row, (_, reply) in enumerate(task.retained.run(training, weights, turn)):
                 assert reply.weights is not None
                 staying[row] = reply.weights.vector() - before
-            return orthogonal(leaving, staying)
+            # Weights are rounded to their last digit, and so are updates: what is shorter means nothing, and would be
+            # drawn out to full length.
+            noise = torch.finfo(before.dtype).eps * float(before.double().norm() + leaving.double().norm())
+            return orthogonal(leaving, staying, noise)
 
     def recover(self, task: Task, weights: Weights, start: int = 0) -> Iterator[Round]:
         """Ordinary rounds whose clients do not go along what was unlearned; see the class."""
@@ -122,31 +126,37 @@ def unlearning_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     return -torch.log1p(-truth / 2).mean()
 
 
-def orthogonal(direction: Tensor, rows: Tensor) -> Tensor | None:
-    """What of ``direction`` (P,) is orthogonal to all ``rows`` (R, P), at its old length; None if nothing is.
+def orthogonal(direction: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor | None:
+    """What of ``direction`` (P,) is orthogonal to all ``rows`` (R, P), at its old length.
 
-    Computed in float64, the rows read a slice at a time.
+    None, if that is nothing: not longer than ``noise``. Computed in float64, the rows read a slice at a time.
     """
     direction, slices = direction.double(), [slice(at, at + _COLUMNS) for at in range(0, rows.shape[1], _COLUMNS)]
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    along = torch.zeros(len(rows), dtype=torch.float64)
     for part in slices:
         some = rows[:, part].double()
         gram += some @ some.T
-        along += some @ direction[part]
-    shares = torch.linalg.pinv(gram, rtol=_CUTOFF, hermitian=True) @ along
-    rest = torch.cat([direction[part] - shares @ rows[:, part].double() for part in slices])
+    # Of rows of length one, which span the same: beside a long update the cutoff would take a tiny one for none.
+    scale = gram.diagonal().rsqrt().nan_to_num(posinf=0)
+    inverse = torch.linalg.pinv(gram * torch.outer(scale, scale), rtol=_CUTOFF, hermitian=True)
+    rest = direction
+    for _ in range(2):  # the second time takes out what rounding has left, where rows are all but parallel
+        along = torch.zeros(len(rows), dtype=torch.float64)
+        for part in slices:
+            along += rows[:, part].double() @ rest[part]
+        shares = scale * (inverse @ (scale * along))
+        rest = torch.cat([rest[part] - shares @ rows[:, part].double() for part in slices])
     length, left = float(direction.norm()), float(rest.norm())
-    return rest * (length / left) if left > _NOTHING * length else None
+    return rest * (length / left) if left > max(_NOTHING * length, noise) else None
 
 
 def without_component(update: Tensor, away: Tensor) -> Tensor:
-    """``update`` (P,) without what points along ``away`` (P,), at its old length; as it is where nothing is left."""
+    """``update`` (P,) without what points along ``away`` (P,), at its old length; zeros where nothing is left."""
     update, away = update.double(), away.double()
     squared = away @ away
     rest = update - (update @ away / squared) * away if squared > 0 else update
     length, left = float(update.norm()), float(rest.norm())
-    return rest * (length / left) if left > _NOTHING * length else update
+    return rest * (length / left) if left > _NOTHING * length else torch.zeros_like(rest)
 
 
 _COLUMNS = 1 << 20
