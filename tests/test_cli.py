@@ -407,3 +407,129 @@ def test_negating_twice_and_running_means_are_told(shell: Shell, tmp_path: Path)
     code, _, err = shell("negate", paths[1], "--layer", "conv", "-o", paths[2])
     assert code == 0
     assert "conv.weight had been negated before: that is undone" in err
+
+
+def test_the_capability_matrix(shell: Shell) -> None:
+    code, out, _ = shell("methods")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:]}
+    assert rows["NoT"] == ["-", "-", "-", "-", "-", "-", "anything"]
+    assert rows["FUKD"] == ["sum", "-", "-", "-", "server's", "-", "clients"]
+    assert rows["FedOSD"] == ["-", "labelled", "online", "online", "-", "seen", "anything"]
+    assert rows["MoDE(guide_target=False)"] == ["-", "-", "-", "online", "-", "-", "anything"]
+    assert max(map(len, out.splitlines())) <= 100
+    _, out, _ = shell("methods", "--json")
+    told = {(one["method"], *one["hyperparameters"]): one["needs"] for one in json.loads(out)}
+    assert told["PGD",]["history"] == "last_local"
+    assert told["MoDE",]["target_online"]
+    assert not told["MoDE", "guide_target"]["target_online"]
+
+
+def test_one_method_and_its_defaults(shell: Shell) -> None:
+    code, out, _ = shell("methods", "FUKD")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "FUKD"
+    assert lines[1].startswith("Subtract all that the leaving clients ever added")
+    assert [line.split() for line in lines[2:]] == [
+        ["Hyper-parameter", "Default"],
+        ["lr", "0.0001"],
+        ["momentum", "0.9"],
+        ["epochs", "3"],
+        ["temperature", "3.0"],
+    ]
+    assert shell("methods", "Retrain")[1].endswith("It has no hyper-parameters.\n")
+    told = json.loads(shell("methods", "NoT", "--json")[1])
+    assert told["hyperparameters"] == {"layers": "first", "include_bias": False, "batchnorm": "negate_mean"}
+    assert told["says"].startswith("Algorithm 1: ")
+    code, out, err = shell("methods", "not")
+    assert (code, out) == (2, "")
+    assert err.startswith("fedunlearn: there is no method 'not' (did you mean NoT?): take one of Retrain, FT, NoT, ")
+
+
+RESNET = ("--model", "resnet18", "--shape", "3,32,32", "--clients", "10", "--samples", "500", "--rounds", "50")
+
+
+def test_recommending(shell: Shell) -> None:
+    code, out, err = shell("recommend", *RESNET, "--target-gone", "--no-history", "--max-bytes", "60 GB")
+    assert code == 0, err
+    able, over, cannot, last = out.split("\n\n")
+    lines = [line.split() for line in able.splitlines()[2:]]
+    assert [line[0] for line in lines if line[0] != "Perturb"] == ["FT", "NoT", "MoDE(guide_target=False)", "Retrain"]
+    parameters = 11_181_642  # of torchvision's ResNet-18 with ten classes
+    assert lines[0][2:6] == ["0", "B", f"{50 * 9 * 2 * 4 * parameters / 1e9:.1f}", "GB"]
+    assert lines[-1][-2:] == ["over", "budget"]
+    assert [" ".join(line.split()) for line in over.splitlines()] == [
+        "Over budget Why",
+        "Retrain - 80.5 GB sent, more than 60 GB",
+    ]
+    assert "FedEraser" in cannot
+    assert "record it while training" in cannot
+    assert "closed form" in last
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_recommending_to_scripts(shell: Shell) -> None:
+    from fedunlearn.evaluation.flops import SampleFlops
+    from fedunlearn.needs import Circumstances, Size
+    from fedunlearn.programs import LocalTraining
+    from fedunlearn.recommend import recommend
+
+    _, out, _ = shell("recommend", *RESNET, "--leaving", 2, "--proxy", 70, "--training-rounds", 60, "--json")
+    told = json.loads(out)
+    model = told["model"]
+    assert model["bytes"] == 4 * 11_181_642
+    held = {str(k): 500 for k in range(10)}
+    size = Size(
+        model["bytes"], 0, 62, LocalTraining(), {k: held[k] for k in held if k > "1"}, {"0": 500, "1": 500},
+        proxy=70, clients=10, rounds=60,
+    )  # fmt: skip
+    found = Circumstances(frozenset({"norms", "sum", "last_local", "updates"}), proxy=True)
+    flops = SampleFlops(model["forward_flops"], model["backward_flops"])
+    offers = recommend(size, found, flops, 50, training_rounds=60)
+    assert told["offers"] == json.loads(json.dumps([offer.summary() for offer in offers]))
+    assert all(offer["can_run"] for offer in told["offers"])
+
+    _, out, _ = shell("recommend", "--scope", "class", "--secure-aggregation", "--history", "norms", "--json")
+    lacking = {offer["method"]: offer["lacking"] for offer in json.loads(out)["offers"] if not offer["can_run"]}
+    assert {name: len(reasons) for name, reasons in lacking.items()} == {
+        "FedEraser": 1, "FedAccum": 2, "FUKD": 3, "PGD": 2, "FedOSD": 1,
+    }  # fmt: skip
+    _, out, _ = shell("recommend", "--scope", "instances", "--share", "0.25", "--samples", 100, "--json")
+    told = json.loads(out)
+    special, regular = (offer["unlearning"]["flops"] for offer in told["offers"] if offer["method"] == "PUF")
+    one = told["model"]["forward_flops"] + told["model"]["backward_flops"]
+    assert (special, regular) == (10 * 25 * one, 10 * 100 * one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--history", "norms", "--no-history"], "leave out one of them"),
+        (["--history", "norm"], "there is no history of kind 'norm': name one of norms, sum, last_local, updates"),
+        (["--leaving", "4", "--clients", "4"], "--leaving 4 of --clients 4: somebody must stay, so lower it"),
+        (["--scope", "clients"], "--scope is client, class or instances, not 'clients'"),
+        (["--scope", "class", "--target-gone"], "those who hold what goes stay, so leave it out"),
+        (["--scope", "class", "--leaving", "2"], "with --scope class nobody leaves, so give --share"),
+        (["--share", "0.5"], "where whole clients go, give --leaving"),
+        (["--scope", "instances"], "say with --share what part of each client's samples goes"),
+        (["--scope", "instances", "--share", "1"], "--share must be above 0 and below 1, such as 0.05, not 1"),
+        (["--scope", "instances", "--share", "nan"], "--share must be above 0 and below 1"),
+        (["--scope", "class", "--samples", "3"], "a share of 0.1 of --samples 3 is not one of them: change one of the"),
+        (["--scope", "class", "--share", "0.9", "--samples", "3"], "--samples 3 is all of them"),
+        (["--max-bytes", "2gb"], "--max-bytes: there is no unit 'gb' of bytes: write B, kB, MB"),
+        (["--max-storage", "much"], "--max-storage: 'much' is no amount of bytes: write it as 2GB"),
+        (["--max-flops", "-1"], "--max-flops must be above 0 and below 1e+30, such as 1e15, not -1"),
+        (["--epochs", "0"], "--epochs must be above 0 and below 1e+30, such as 1"),
+        (["--epochs", "nan"], "--epochs must be above 0 and below 1e+30, such as 1"),
+        (["--shape", "3x32x32"], "--shape 3x32x32: write the sizes of one input, such as 3,32,32"),
+        (["--shape", "3,0,32"], "--shape 3,0,32: write the sizes"),
+        (["--model", "resnet81"], "there is no model 'resnet81' (did you mean resnet18?)"),
+        (["--model", "resnet18", "--shape", "1,28,28"], "takes images of 3 channels"),
+        (["--model", "resnet18", "--classes", str(10**15)], "resnet18 fails at inputs of shape (3, 32, 32)"),
+    ],
+)
+def test_recommendations_that_cannot_be(shell: Shell, arguments: list[str], says: str) -> None:
+    code, out, err = shell("recommend", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert says in err

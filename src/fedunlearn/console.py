@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedunlearn.amounts import tell_bytes
+
 if TYPE_CHECKING:  # else a table of layers would wait for torch
     from fedunlearn.evaluation.rows import Row
     from fedunlearn.evaluation.table import Line, Spread
+    from fedunlearn.recommend import Candidate, Offer
     from fedunlearn.report.report import Comparison, Report
     from fedunlearn.tuning import Trial
 
-__all__ = ["console", "print_comparison", "print_report", "print_trials", "watching"]
+__all__ = [
+    "console",
+    "print_capabilities",
+    "print_comparison",
+    "print_method",
+    "print_offers",
+    "print_report",
+    "print_trials",
+    "watching",
+]
+
+_READABLE = 100  # columns
 
 
 def console(width: int | None = None) -> Console:
@@ -121,6 +135,93 @@ def print_comparison(comparison: Comparison) -> None:
     out.print("Distances and gaps are to each run's own Retrain.")
     for report in comparison.reports:
         _print_gaps_in(report, f"{report.name}: ")
+
+
+def print_capabilities(candidates: Sequence[Candidate]) -> None:
+    """What each method cannot do without: the capability matrix."""
+    table = Table("Method", "History", header_style="bold", box=None, pad_edge=False)
+    for heading in ("Forgotten\ndata", "Who\nleaves", "Who\nstays", "Proxy\ndata", "Single\nupdates", "Forgets"):
+        table.add_column(heading, no_wrap=True)
+    for candidate in candidates:
+        needs = candidate.method.needs
+        table.add_row(
+            candidate.label,
+            needs.history or "-",
+            "-" if needs.forget_data == "none" else needs.forget_data,
+            _if(needs.target_online, "online"),
+            _if(needs.retain_online, "online"),
+            _if(needs.proxy, "server's"),
+            _if(needs.per_client_updates, "seen"),
+            "clients" if needs.whole_clients else "anything",
+        )
+    out = console()
+    out.print(table)
+    out.print(
+        """What the unlearning step cannot do without; recovery is by those who stay, whatever the method.
+History: that the server must have kept of the first training. Forgotten data: what is read of it,
+inputs alone or with labels. Single updates: which secure aggregation hides."""
+    )
+
+
+def print_method(name: str, says: str, hyperparameters: Mapping[str, Any]) -> None:
+    """What one method does, and its hyper-parameters with their defaults."""
+    out = console(_READABLE)
+    out.print(name, style="bold")
+    out.print(says, width=_READABLE)
+    table = Table("Hyper-parameter", "Default", header_style="bold", box=None, pad_edge=False)
+    for hyperparameter, default in hyperparameters.items():
+        table.add_row(hyperparameter, str(default))
+    out.print(table if hyperparameters else "It has no hyper-parameters.")
+
+
+def print_offers(offers: Sequence[Offer]) -> None:
+    """Those that can run with their prices, and why the others cannot, in 100 columns."""
+    out = console()
+    table = _table("Rounds", "Bytes\nunlearning", "Bytes\nin all", "FLOPs\nunlearning", "FLOPs\nin all", "Storage")
+    for offer in offers:
+        step, total = offer.unlearning, offer.total
+        if step is not None and total is not None:
+            sent = (tell_bytes(cost.traffic.both_ways) for cost in (step, total))
+            computed = (f"{cost.flops:.2e}" if cost.flops else "0" for cost in (step, total))
+            cells = [offer.label, str(offer.rounds), *sent, *computed, tell_bytes(total.storage)]
+            if offer.exceeded:
+                table.add_row(*cells, "over budget", style="dim")
+            else:
+                table.add_row(*cells)
+    if table.rows:
+        out.print(table)
+    else:
+        out.print("no method can run")
+    _print_reasons("Over budget", "Why", [(offer.label, offer.exceeded) for offer in offers])
+    _print_reasons("Cannot run", "Lacking", [(offer.label, offer.lacking) for offer in offers])
+    out.print(
+        """
+Predicted in closed form, as if all clients took part and no method stopped early. Bytes:
+parameters, both ways. In all: with so many rounds of recovery. Storage: kept since before the
+request. How well each forgets is another question, for `fedunlearn run` to answer."""
+    )
+
+
+def _print_reasons(heading: str, why: str, offers: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Methods by what is in their way, those with the same reasons together."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for label, reasons in offers:
+        if reasons:
+            together.setdefault(tuple(reasons), []).append(label)
+    if not together:
+        return
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column(heading, width=30)
+    table.add_column(why)
+    for reasons, labels in together.items():
+        table.add_row("\n".join(labels), "\n".join(f"- {reason}" for reason in reasons))
+    out = console()
+    out.print()
+    out.print(table, width=min(out.width, _READABLE))
+
+
+def _if(needed: bool, word: str) -> str:
+    return word if needed else "-"
 
 
 def _print_gaps_in(report: Report, whose: str = "") -> None:

@@ -173,6 +173,9 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(self.forward + other.forward, self.backward + other.backward)
 
+    def __mul__(self, times: int) -> Work:
+        return Work(self.forward * times, self.backward * times)
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -190,6 +193,11 @@ class Traffic:
     up_all: int = 0
     work: Work = field(default_factory=Work)
 
+    @property
+    def both_ways(self) -> int:
+        """Bytes of parameters, down and up: the paper's communication cost."""
+        return self.down + self.up
+
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(
             self.down + other.down,
@@ -197,6 +205,11 @@ class Traffic:
             self.down_all + other.down_all,
             self.up_all + other.up_all,
             self.work + other.work,
+        )
+
+    def __mul__(self, times: int) -> Traffic:
+        return Traffic(
+            self.down * times, self.up * times, self.down_all * times, self.up_all * times, self.work * times
         )
 
 

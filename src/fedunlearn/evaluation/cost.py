@@ -65,7 +65,5 @@ class Account:
         for phase in dict.fromkeys([*self._seconds, *self.ledger.phases]):  # whatever a method calls its traffic
             seconds = self._seconds.get(phase, 0.0)
             traffic = self.ledger.phases.get(phase, Traffic())
-            work = traffic.work
-            flops = work.forward * self._network.forward + work.backward * self._network.backward
-            found[phase] = Cost(traffic, flops, seconds, self._storage)
+            found[phase] = Cost(traffic, self._network.of(traffic.work), seconds, self._storage)
         return found

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedunlearn.federation import Work
 from fedunlearn.randomness import seeded
 
 __all__ = ["SampleFlops", "flops_per_sample"]
@@ -28,6 +29,10 @@ class SampleFlops:
 
     forward: int
     backward: int
+
+    def of(self, work: Work) -> int:
+        """Operations of so many sample passes."""
+        return work.forward * self.forward + work.backward * self.backward
 
 
 def flops_per_sample(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> SampleFlops:

@@ -57,7 +57,7 @@ class FedEraser(Method):
     def cost(self, size: Size) -> Traffic:
         """A round for each replayed one but the first, with less local work."""
         replayed = max(-(-size.rounds // self.interval) - 1, 0)
-        return sum((size.round(training=self._training(size.training)) for _ in range(replayed)), Traffic())
+        return size.round(training=self._training(size.training)) * replayed
 
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         """Replay, round by round."""

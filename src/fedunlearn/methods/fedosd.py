@@ -58,7 +58,7 @@ class FedOSD(Method):
 
     def cost(self, size: Size) -> Traffic:
         """A round of those who leave and of those who stay, at most ``rounds`` times."""
-        return sum([size.round(size.forgotten) + size.round()] * self.rounds, Traffic())
+        return (size.round(size.forgotten) + size.round()) * self.rounds
 
     def check(self, task: Task) -> None:
         """Both learning rates must go with the optimizer."""

@@ -59,14 +59,17 @@ class MoDE(Method):
         return Needs(forget_data="inputs", target_online=True, retain_online=True)
 
     def cost(self, size: Size) -> Traffic:
-        """A round of erasure sends (2 x 2 stay + 3 leave) models client-wise, a later one (2 stay + 3 leave)."""
+        """A round of erasure sends (2 x 2 stay + 3 leave) models client-wise, a later one (2 stay + 3 leave).
+
+        In a fraction of an epoch, how many of a class or of single samples are labelled is chance: then it is the mean.
+        """
         guided = size.forgotten if self.guide_target else {}
         plain = {client: samples for client, samples in size.retained.items() if client not in guided}
         both = {client: samples + size.retained.get(client, 0) for client, samples in guided.items()}
-        labelled = Work(forward=sum(size.training.passes(samples) for samples in guided.values()))
+        passes = {client: size.training.passes(samples) for client, samples in both.items()}
+        labelled = Work(forward=sum(passes[client] * guided[client] // both[client] for client in both))
         guidance = size.round(plain) + size.sent(len(both), size.trained(both.values()) + labelled, down=2)
-        erased = min(self.erasure_rounds, self.rounds)
-        return sum([size.round()] * erased + [guidance] * self.rounds, Traffic())
+        return size.round() * min(self.erasure_rounds, self.rounds) + guidance * self.rounds
 
     def check(self, task: Task) -> None:
         """Both learning rates must go with the optimizer."""

@@ -1,0 +1,38 @@
+"""Amounts of bytes, as people write and read them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+__all__ = ["parse_bytes", "tell_bytes"]
+
+_PREFIXES = "kMGTP"
+_DECIMAL = {"B": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate(_PREFIXES, 1)}}
+_BINARY = {f"{prefix}iB": 1024**power for power, prefix in enumerate(_PREFIXES.upper(), 1)}
+_UNITS: dict[str, int] = {"": 1, "KB": 1000, **_DECIMAL, **_BINARY}
+_AMOUNT = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*([A-Za-z]*)")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes, from ``2GB``, ``1.5 MiB`` or a plain number, ``2e9``: kB to PB are powers of 1000, KiB to PiB of 1024.
+
+    Raises:
+        ValueError: it is no such amount.
+    """
+    found = _AMOUNT.fullmatch(text.strip())
+    number = float((found[1] or "") + (found[2] or "")) if found else math.inf
+    if found is None or math.isinf(number):
+        raise ValueError(f"{text!r} is no amount of bytes: write it as 2GB, 500MiB or 2000000")
+    if found[3] not in _UNITS:
+        raise ValueError(f"there is no unit {found[3]!r} of bytes: write {', '.join((*_DECIMAL, *_BINARY))}, or none")
+    return round(number * _UNITS[found[3]])
+
+
+def tell_bytes(amount: float) -> str:
+    """Three digits and a unit, in powers of 1000."""
+    for unit, size in _DECIMAL.items():
+        digits = f"{amount / size:.3g}"
+        if float(digits) < 1000:
+            return f"{digits} {unit}"
+    return f"{amount / size:.3g} {unit}"
