@@ -468,6 +468,7 @@ def recommend_methods(
 def _tell_method(name: str, as_json: bool) -> None:
     from fedunlearn.console import print_method
     from fedunlearn.methods.catalogue import CATALOGUE
+    from fedunlearn.presets import presets
     from fedunlearn.problems import meant
     from fedunlearn.recommend import defaults
 
@@ -478,10 +479,16 @@ def _tell_method(name: str, as_json: bool) -> None:
     if as_json:
         sayable = json.loads(json.dumps(defaults(kind), default=str))
         _print_json(
-            {"method": name, "says": says, "hyperparameters": sayable, "needs": dataclasses.asdict(kind().needs)}
+            {
+                "method": name,
+                "says": says,
+                "hyperparameters": sayable,
+                "needs": dataclasses.asdict(kind().needs),
+                "presets": {preset.name: dataclasses.asdict(preset) for preset in presets(name).values()},
+            }
         )
         return
-    print_method(name, says, defaults(kind))
+    print_method(name, says, defaults(kind), list(presets(name).values()))
 
 
 def _amount(option: str, text: str | None) -> int | None:

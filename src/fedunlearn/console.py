@@ -16,6 +16,7 @@ from fedunlearn.amounts import tell_bytes
 if TYPE_CHECKING:  # else a table of layers would wait for torch
     from fedunlearn.evaluation.rows import Row
     from fedunlearn.evaluation.table import Line, Spread
+    from fedunlearn.presets import Preset
     from fedunlearn.recommend import Candidate, Offer
     from fedunlearn.report.report import Comparison, Report
     from fedunlearn.tuning import Trial
@@ -163,8 +164,8 @@ inputs alone or with labels. Single updates: which secure aggregation hides."""
     )
 
 
-def print_method(name: str, says: str, hyperparameters: Mapping[str, Any]) -> None:
-    """What one method does, and its hyper-parameters with their defaults."""
+def print_method(name: str, says: str, hyperparameters: Mapping[str, Any], presets: Sequence[Preset]) -> None:
+    """What one method does, its hyper-parameters with their defaults, and what others have used."""
     out = console(_READABLE)
     out.print(name, style="bold")
     out.print(says, width=_READABLE)
@@ -172,6 +173,16 @@ def print_method(name: str, says: str, hyperparameters: Mapping[str, Any]) -> No
     for hyperparameter, default in hyperparameters.items():
         table.add_row(hyperparameter, str(default))
     out.print(table if hyperparameters else "It has no hyper-parameters.")
+    if not presets:
+        return
+    others = Table("Preset", "Hyper-parameter", "Value", "Source", header_style="bold", box=None, pad_edge=False)
+    for preset in presets:
+        for number, (hyperparameter, value) in enumerate(preset.values.items()):
+            others.add_row("" if number else preset.name, hyperparameter, str(value), preset.sources[hyperparameter])
+    out.print(others)
+    for preset in presets:
+        if preset.note:
+            out.print(f"{preset.name}: {preset.note}", width=_READABLE)
 
 
 def print_offers(offers: Sequence[Offer]) -> None:
