@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedunlearn.atomic import atomic_write, read_json, write_json
+from fedunlearn.atomic import FileError, atomic_write, read_json, write_json
 from fedunlearn.checkpoint import CheckpointError, load_weights
 from fedunlearn.federation import ClientId
 from fedunlearn.weights import Weights
@@ -33,6 +33,7 @@ __all__ = [
     "Layout",
     "kept_bytes",
     "norms_of",
+    "read_about",
     "read_tensors",
     "write_tensors",
 ]
@@ -44,6 +45,11 @@ KINDS: tuple[HistoryKind, ...] = get_args(HistoryKind)
 
 FORMAT = 1
 _NORM_BYTES = 4  # float32
+
+_ROWS: tuple[Literal["sum", "last_local"], ...] = ("sum", "last_local")
+_ENTRIES = ("clients", "samples", "norms")
+"""What a segment holds of each update: of whom (position), behind it, and ``(L,)``; beside them the kept rounds'
+``numbers`` and ``counts`` of updates. So whoever took no part takes no space."""
 
 
 class HistoryError(ValueError):
@@ -85,6 +91,11 @@ class Layout:
         return self.folder / "history.json"
 
     @property
+    def flushed(self) -> Path:
+        """After how many rounds training can go on: those of the last two flushes."""
+        return self.folder / "flushed.json"
+
+    @property
     def initial(self) -> Path:
         """The model before the first round."""
         return self.folder / "initial.safetensors"
@@ -96,7 +107,7 @@ class Layout:
 
     @property
     def segments(self) -> Path:
-        """Norms of several rounds each, named by the last of them."""
+        """Norms of several rounds each, named by the last round at the time; one for all once training has ended."""
         return self.folder / "norms"
 
     def segment(self, until: int) -> Path:
@@ -112,13 +123,21 @@ class Layout:
         return self.folder / kind
 
     def row(self, kind: Literal["sum", "last_local"], client: int, number: int) -> Path:
-        """A client's, as it was after a round."""
+        """A client's, as it was after a round that it took part in."""
         return self.rows(kind) / f"{client}@{number:06d}.safetensors"
 
-    def versions(self, kind: Literal["sum", "last_local"], client: int) -> list[tuple[int, Path]]:
-        """Those that there are, by round."""
-        found = self.rows(kind).glob(f"{client}@*.safetensors")
-        return sorted((int(path.stem.partition("@")[2]), path) for path in found)
+    def versions(self, kind: Literal["sum", "last_local"]) -> dict[int, list[tuple[int, Path]]]:
+        """Each client's, by round."""
+        found: dict[int, list[tuple[int, Path]]] = {}
+        for path in self.rows(kind).glob("*@*.safetensors"):
+            client, _, number = path.stem.partition("@")
+            found.setdefault(int(client), []).append((int(number), path))
+        return {client: sorted(found[client]) for client in sorted(found)}
+
+    def sweep(self) -> None:
+        """Remove what killed processes have left of files that they were writing."""
+        for path in self.folder.rglob(".*.tmp"):
+            path.unlink()
 
 
 class History:
@@ -133,12 +152,18 @@ class History:
 
     def __init__(self, folder: Path) -> None:
         self.layout = Layout(Path(folder))
-        self._about = read_json(self.layout.complete)
+        self._about = read_about(self.layout.complete)
+        if not self._about and self.layout.begun.exists():
+            raise HistoryError(
+                f"the history in {folder} was cut short: let its training go on to its end, or train anew"
+            )
         if not self._about:
-            how = "was cut short: let its training go on to its end" if self.layout.begun.exists() else "is none"
-            raise HistoryError(f"the history in {folder} {how}, or train anew with a Recorder")
+            raise HistoryError(f"there is no history in {folder}: train with a Recorder")
         if self._about.get("format") != FORMAT:
-            raise HistoryError(f"the history in {folder} has format {self._about.get('format')!r}, not {FORMAT}")
+            found = self._about.get("format")
+            raise HistoryError(
+                f"the history in {folder} has format {found!r}, not {FORMAT}: train anew with a Recorder"
+            )
         self._erase_leftovers()
 
     @property
@@ -168,15 +193,10 @@ class History:
     @cached_property
     def rounds(self) -> Sequence[Kept]:
         """The kept rounds, in order."""
-        if "norms" not in self.kinds:
-            raise HistoryError(f"the history in {self.layout.folder} has no norms and no updates")
-        every = "updates" in self._about["kinds"]
-        found: list[Kept] = []
-        for path in sorted(self.layout.segments.glob("*.safetensors")):
-            content = self._read(path)
-            for number, samples, norms in zip(*(content[n] for n in ("numbers", "samples", "norms")), strict=True):
-                found.append(self._kept(int(number), samples, norms, updates=every or not found))
-        return tuple(found)
+        self._require("norms")
+        content = self._read(self.layout.segment(self._about["rounds"] - 1))
+        each = [torch.split(content[name], content["counts"].tolist()) for name in _ENTRIES]
+        return tuple(self._kept(*kept) for kept in zip(content["numbers"].tolist(), *each, strict=True))
 
     @property
     def sums(self) -> Mapping[ClientId, Weights]:
@@ -191,13 +211,21 @@ class History:
         )
 
     def nbytes(self, kind: HistoryKind) -> int:
-        """Bytes of storage that a kind takes, headers of files left out: those that a method which needs it pays."""
-        if kind in ("norms", "updates"):
-            rounds = self.rounds if kind == "updates" and kind in self.kinds else self.rounds[:1]
-            models = 1 + sum(len(kept.updates) for kept in rounds)
-            norms = sum(len(kept.samples) for kept in self.rounds) * len(self.initial.parameters) * _NORM_BYTES
-            return models * self.initial.parameter_bytes + norms
-        return len(self.sums if kind == "sum" else self.last) * self.initial.parameter_bytes
+        """Bytes of storage that a kind takes, headers of files left out: those that a method which needs it pays.
+
+        A model counts as the bytes of its parameters, an update's norms as float32; whose they are and the samples
+        behind them count as headers. (A half-precision model's sum and last local models lie on the disk in float32.)
+
+        Raises:
+            HistoryError: it was not kept.
+        """
+        self._require(kind)
+        model = self.initial.parameter_bytes
+        if kind in ("sum", "last_local"):
+            return len(self.sums if kind == "sum" else self.last) * model
+        updates = sum(len(kept.updates) for kept in (self.rounds if kind == "updates" else self.rounds[:1]))
+        entries = sum(len(kept.samples) for kept in self.rounds)
+        return (1 + updates) * model + entries * len(self.initial.parameters) * _NORM_BYTES
 
     def forget(self, clients: Iterable[ClientId], weights: Weights) -> History:
         """What is left after these clients were forgotten and ``weights`` is the model: all that is theirs is erased.
@@ -205,11 +233,15 @@ class History:
         Norms and updates are worth as much for a second request as for the first: FedEraser's replay starts from the
         initial model and asks for nothing that came later. Sums and last local models are not: what a client added
         to a model that has since been changed and trained on cannot be subtracted from it, so both are dropped.
-        A process that is killed meanwhile leaves a history that finishes erasing when it is opened.
+        A process that is killed meanwhile leaves a history that finishes erasing when it is opened. Ids stay, so that
+        the history can say of whom it knows nothing any more.
 
         Raises:
+            TypeError: ``clients`` is one string, each of whose letters might be a client.
             HistoryError: it knows no such client, or nothing would be left.
         """
+        if isinstance(clients, str):
+            raise TypeError(f"clients are several: write [{clients!r}]")
         gone = sorted(set(clients))
         if strangers := sorted(set(gone) - set(self.clients)):
             raise HistoryError(f"the history knows no client {', '.join(strangers)}")
@@ -219,44 +251,64 @@ class History:
                 "sums and last local models are worth nothing once the model was changed: "
                 f"remove {self.layout.folder}, and record anew where training goes on"
             )
-        forgotten = [*self._about["forgotten"], *gone]
-        write_json(
-            self.layout.complete, {**self._about, "kinds": kinds, "forgotten": forgotten, "model": weights.digest()}
-        )
+        about = {
+            **self._about,
+            "kinds": kinds,
+            "took_part": {},
+            "forgotten": [*self._about["forgotten"], *gone],
+            "unlearnings": self._about["unlearnings"] + 1,
+            "model": weights.digest(),
+        }
+        write_json(self.layout.complete, about)
         return History(self.layout.folder)
 
     def _erase_leftovers(self) -> None:
-        for kind in ("sum", "last_local"):
-            if kind not in self._about["kinds"]:
-                shutil.rmtree(self.layout.folder / kind, ignore_errors=True)
+        if not self._about["unlearnings"]:
+            return
+        self.layout.sweep()
+        for kind in _ROWS:
+            if kind not in self._about["kinds"] and self.layout.rows(kind).exists():
+                shutil.rmtree(self.layout.rows(kind))
         lost = [self._about["clients"].index(client) for client in self._about["forgotten"]]
         for client in lost:
             for path in (self.layout.folder / "updates").glob(f"*/{client}.safetensors"):
                 path.unlink()
-        for path in self.layout.segments.glob("*.safetensors") if lost else ():
-            content = self._read(path)
-            if content["samples"][:, lost].any():
-                content["samples"][:, lost], content["norms"][:, lost] = 0, 0.0
-                write_tensors(path, content)
+        path = self.layout.segment(self._about["rounds"] - 1)
+        content = self._read(path)
+        stays = ~torch.isin(content["clients"], torch.tensor(lost, dtype=torch.int64))
+        if not stays.all():
+            counts = content["counts"]
+            owners = torch.arange(len(counts)).repeat_interleave(counts)[stays]
+            left = {name: content[name][stays] for name in _ENTRIES}
+            write_tensors(path, {**content, **left, "counts": owners.bincount(minlength=len(counts))})
 
-    def _kept(self, number: int, samples: Tensor, norms: Tensor, *, updates: bool) -> Kept:
+    def _kept(self, number: int, clients: Tensor, samples: Tensor, norms: Tensor) -> Kept:
+        there = {at: self._about["clients"][at] for at in clients.tolist()}
         names = list(self.initial.parameters)
-        there = [(at, client) for at, client in enumerate(self._about["clients"]) if samples[at]]
-        lengths = {client: dict(zip(names, norms[at].tolist(), strict=True)) for at, client in there}
-        paths = {client: self.layout.updates(number) / f"{at}.safetensors" for at, client in there} if updates else {}
-        read = _Lazy(paths, lambda path: self.initial.with_vector(self._read(path)["row"]))
-        return Kept(number, {client: int(samples[at]) for at, client in there}, lengths, read)
+        lengths = [dict(zip(names, row, strict=True)) for row in norms.tolist()]
+        with_updates = number == 0 or "updates" in self._about["kinds"]
+        paths = {client: self.layout.updates(number) / f"{at}.safetensors" for at, client in there.items()}
+        return Kept(
+            number,
+            dict(zip(there.values(), samples.tolist(), strict=True)),
+            dict(zip(there.values(), lengths, strict=True)),
+            _Lazy(paths if with_updates else {}, lambda path: self.initial.with_vector(self._read(path)["row"])),
+        )
 
     def _rows(self, kind: Literal["sum", "last_local"], made: Callable[[dict[str, Tensor]], Any]) -> Mapping[Any, Any]:
-        if kind not in self.kinds:
-            raise HistoryError(f"the history in {self.layout.folder} has no {kind}")
-        found = {
-            client: self.layout.versions(kind, at)[-1:]
+        self._require(kind)
+        took_part = self._about["took_part"]
+        paths = {
+            client: self.layout.row(kind, at, took_part[client])
             for at, client in enumerate(self._about["clients"])
-            if client in self.clients
+            if client in took_part
         }
-        paths = {client: versions[0][1] for client, versions in found.items() if versions}
         return _Lazy(paths, lambda path: made(self._read(path)))
+
+    def _require(self, kind: HistoryKind) -> None:
+        if kind not in self.kinds:
+            kept = ", ".join(sorted(self.kinds))
+            raise HistoryError(f"the history in {self.layout.folder} has {kept}, no {kind}: record it while training")
 
     def _read(self, path: Path) -> dict[str, Tensor]:
         try:
@@ -265,7 +317,8 @@ class History:
             raise self._broken(path) from error
 
     def _broken(self, path: Path) -> HistoryError:
-        return HistoryError(f"{path.name} of the history in {self.layout.folder} is broken or not there: train anew")
+        name = path.relative_to(self.layout.folder)
+        return HistoryError(f"{name} of the history in {self.layout.folder} is broken or not there: train anew")
 
 
 def kept_bytes(kind: HistoryKind, *, message: int, tensors: int, clients: int, rounds: int) -> int:
@@ -285,6 +338,18 @@ def kept_bytes(kind: HistoryKind, *, message: int, tensors: int, clients: int, r
         "sum": message * clients,
         "last_local": message * clients,
     }[kind]
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a file tells of a history; nothing where there is none.
+
+    Raises:
+        HistoryError: it is broken.
+    """
+    try:
+        return read_json(path)
+    except FileError as error:
+        raise HistoryError(f"{error}: train anew") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -308,6 +373,9 @@ class _Lazy(Mapping[ClientId, Any]):
 
     def __getitem__(self, client: ClientId) -> Any:
         return self._read(self._paths[client])
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._paths  # the mapping's own would read the file
 
     def __iter__(self) -> Iterator[ClientId]:
         return iter(self._paths)

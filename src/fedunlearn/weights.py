@@ -89,14 +89,19 @@ class Weights:
         return torch.cat([tensor.reshape(-1) for tensor in self.parameters.values()])
 
     def with_vector(self, vector: Tensor) -> Weights:
-        """These weights with other parameters, `vector`'s inverse: ``(P,)``, each in its own dtype again."""
-        found, at = {}, 0
-        for name, tensor in self.parameters.items():
-            found[name] = vector[at : at + tensor.numel()].reshape(tensor.shape).to(tensor.dtype)
-            at += tensor.numel()
-        if at != len(vector):
-            raise ValueError(f"these weights are of another architecture: {at} parameters, not {len(vector)}")
-        return replace(self, parameters=found)
+        """These weights with other parameters, `vector`'s inverse: ``(P,)``, each in its own dtype again.
+
+        Where no dtype changes they share the vector's memory.
+
+        Raises:
+            ValueError: the vector has another length.
+        """
+        sizes = [tensor.numel() for tensor in self.parameters.values()]
+        if vector.shape != (sum(sizes),):
+            found = tuple(vector.shape)
+            raise ValueError(f"these weights are of another architecture: {sum(sizes)} parameters, not {found}")
+        parts = zip(self.parameters.items(), torch.split(vector.contiguous(), sizes), strict=True)
+        return replace(self, parameters={name: part.view(like.shape).to(like.dtype) for (name, like), part in parts})
 
     def norm(self) -> float:
         """Euclidean norm of the parameters, accumulated in float64."""
