@@ -201,14 +201,20 @@ class History:
     @property
     def sums(self) -> Mapping[ClientId, Weights]:
         """Sum over rounds of each client's share times its update; read when asked for."""
-        return self._rows("sum", lambda content: self.initial.with_vector(content["row"]))
+        return self._rows("sum", lambda content, _: self.initial.with_vector(content["row"]))
 
     @property
     def last(self) -> Mapping[ClientId, tuple[Weights, float]]:
-        """Each client's last local model (parameters; buffers are the initial model's) with its share in that round."""
-        return self._rows(
-            "last_local", lambda content: (self.initial.with_vector(content["row"]), float(content["share"]))
-        )
+        """Each client's last local model with its share in the last round; buffers are the initial model's.
+
+        Of who had no part in that round the share is 0: its older model is not in the mean that training ended with.
+        """
+        final = self._about["rounds"] - 1
+
+        def made(content: dict[str, Tensor], number: int) -> tuple[Weights, float]:
+            return self.initial.with_vector(content["row"]), float(content["share"]) if number == final else 0.0
+
+        return self._rows("last_local", made)
 
     def nbytes(self, kind: HistoryKind) -> int:
         """Bytes of storage that a kind takes, headers of files left out: those that a method which needs it pays.
@@ -295,7 +301,9 @@ class History:
             _Lazy(paths if with_updates else {}, lambda path: self.initial.with_vector(self._read(path)["row"])),
         )
 
-    def _rows(self, kind: Literal["sum", "last_local"], made: Callable[[dict[str, Tensor]], Any]) -> Mapping[Any, Any]:
+    def _rows(
+        self, kind: Literal["sum", "last_local"], made: Callable[[dict[str, Tensor], int], Any]
+    ) -> Mapping[Any, Any]:
         self._require(kind)
         took_part = self._about["took_part"]
         paths = {
@@ -303,7 +311,8 @@ class History:
             for at, client in enumerate(self._about["clients"])
             if client in took_part
         }
-        return _Lazy(paths, lambda path: made(self._read(path)))
+        numbers = {paths[client]: number for client, number in took_part.items() if client in paths}
+        return _Lazy(paths, lambda path: made(self._read(path), numbers[path]))
 
     def _require(self, kind: HistoryKind) -> None:
         if kind not in self.kinds:

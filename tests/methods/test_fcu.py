@@ -490,15 +490,18 @@ class Transformer(nn.Module):
         return found
 
 
+FUSED = ("linear", "convolution", "attention")
+
+
 def test_a_vision_transformer_unlearns_with_the_features_before_its_head() -> None:
-    """Linear layers and the patch projection are fused; tokens, embeddings, norms and biases are theta*'s bits."""
+    """Linear layers, attention and the patch projection are fused; tokens, norms and biases are theta*'s bits."""
     task = images(Transformer, 8)
     head = task.architecture.template.get_submodule("vit.heads.head")
     assert fcu.classifier(task.architecture.template, None) is head
     (step,) = follow(FCU(iterations=4, interval=2), task, 0)
     found, before = step.round.after, task.weights
     assert found.finite()
-    fused_ones = {layer.name for layer in layers(task.architecture.template) if layer.kind in ("linear", "convolution")}
+    fused_ones = {layer.name for layer in layers(task.architecture.template) if layer.kind in FUSED}
     assert {"vit.conv_proj.weight", "vit.encoder.layers.encoder_layer_0.mlp.0.weight"} < fused_ones
     for name, tensor in found.parameters.items():
         if name not in fused_ones:

@@ -31,6 +31,7 @@ from fedunlearn.history import (
     read_tensors,
     write_tensors,
 )
+from fedunlearn.paged import paged
 from fedunlearn.weights import Weights
 
 __all__ = ["Recorded", "Recorder"]
@@ -291,14 +292,9 @@ class Recorder:
 
     def _map(self, weights: Weights) -> None:
         width = weights.vector()
-        dtype = torch.promote_types(width.dtype, torch.float32)
         self._layout.work.mkdir(exist_ok=True)
         for name in ("arrived", *self._rows):
-            path = self._layout.work / name
-            path.unlink(missing_ok=True)
-            size = len(self._clients) * len(width)
-            flat = torch.from_file(str(path), shared=True, size=size, dtype=dtype)  # made full of zeros
-            self._matrices[name] = flat.view(len(self._clients), -1)
+            self._matrices[name] = paged(self._layout.work / name, len(self._clients), width)
         if "sum" in self._matrices:  # of last local models, none is written but those that are still to come
             for at, versions in self._layout.versions("sum").items():
                 self._matrices["sum"][at] = read_tensors(versions[-1][1])["row"]
