@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -22,6 +22,7 @@ from fedunlearn.history import HistoryKind
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.perturbation import PERTURBATIONS
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.presets import presets
 from fedunlearn.problems import meant, sentences, short, unfit, wrong
@@ -84,7 +85,7 @@ _SCHEDULES = Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
 _REQUESTS = Kinds(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)
 _STOP_RULES = Kinds(Recovered=Recovered)
 _METHODS = _Methods(Method, **CATALOGUE)
-_ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS)
+_ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS, PERTURBATIONS)
 
 Partition = Annotated[Any, BeforeValidator(_PARTITIONS)]
 Treatment = Annotated[Any, BeforeValidator(_TREATMENTS)]
@@ -325,9 +326,17 @@ def _taken(label: str, method: Method) -> bool:
 
 def _said(method: Method) -> str:
     """The hyper-parameters that are not as they are by default."""
-    fields = dataclasses.fields(cast(Any, method))
-    values = [(field, getattr(method, field.name)) for field in fields]
-    return ", ".join(f"{field.name}={value}" for field, value in values if value != _default(field))
+    return ", ".join(_entries(method, method.name))
+
+
+def _entries(of: Any, name: str) -> Iterator[str]:
+    """The fields that are not as they are by default; those of a part that has lent ``of`` its name, as its own."""
+    for field in dataclasses.fields(of):
+        value = getattr(of, field.name)
+        if dataclasses.is_dataclass(value) and type(value).__name__ == name:
+            yield from _entries(value, name)
+        elif value != _default(field):
+            yield f"{field.name}={value}"
 
 
 def _default(field: dataclasses.Field[Any]) -> object:
