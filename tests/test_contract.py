@@ -21,6 +21,7 @@ from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.fukd import FUKD
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.perturbation import Perturb, PruneAndReinitialise, RotateOutputs, WhiteNoise
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
 from fedunlearn.methods.retrain import Retrain
@@ -56,6 +57,9 @@ METHODS: list[Method] = [  # a newcomer stands here too
     FedOSD(rounds=2),
     FedOSD(rounds=1, recovery="plain"),
     FedQUIT(),
+    Perturb(WhiteNoise(), "*"),
+    Perturb(RotateOutputs(), recalibrate=True),
+    Perturb(PruneAndReinitialise(0.9), "*", include_bias=True),
 ]
 
 

@@ -30,9 +30,21 @@ from fedunlearn.experiment import (
     resolved,
 )
 from fedunlearn.experiments import shipped
+from fedunlearn.layers import FIRST
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.perturbation import (
+    PERTURBATIONS,
+    FlipSigns,
+    Negate,
+    Perturb,
+    PruneAndReinitialise,
+    Reinitialise,
+    RotateOutputs,
+    Shrink,
+    WhiteNoise,
+)
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
@@ -62,6 +74,7 @@ rounds = 1
 """
 
 METHODS = f"{', '.join(CATALOGUE)} or your own as package.module:Class"
+HOW = f"{', '.join(list(PERTURBATIONS.kinds)[:-1])} or Shrink"
 TOP = "title, data, model, training, request, recovery, story, minutes, published, keep, methods, seeds"
 
 
@@ -147,6 +160,11 @@ WRONG = [
         '"NoT"]',
         '{ kind = "NoT", layer = "head" }]',
         ":3: methods.1.layer: is unknown (did you mean layers?); there are layers, include_bias, batchnorm",
+    ),
+    (
+        '"NoT"]',
+        '{ kind = "Perturb", how = { kind = "WhiteNoise", sclae = 1 } }]',
+        ":3: methods.1.how.sclae: is unknown (did you mean scale?); there is only scale",
     ),
     (
         "rounds = 1\n",
@@ -249,6 +267,11 @@ WRONG = [
         '{ kind = "NoT", include_bias = "yes" }]',
         ':3: methods.1.include_bias: must be true or false, not "yes"',
     ),
+    (
+        '"NoT"]',
+        '{ kind = "Perturb", how = { kind = "Shrink", keep = "a" } }]',
+        ':3: methods.1.how.keep: must be a number, not "a"',
+    ),
     # Values out of range
     ("seeds = [3]", "minutes = 0", ":2: minutes: must be greater than 0, not 0"),
     ("seeds = [3]", "keep.every = 0", ":2: keep.every: must be greater than or equal to 1, not 0"),
@@ -325,6 +348,11 @@ WRONG = [
         '{ kind = "NoT", batchnorm = "negate" }]',
         ":3: methods.1.batchnorm: must be 'negate_mean', 'leave' or 'recalibrate', not \"negate\"",
     ),
+    (
+        '"NoT"]',
+        '{ kind = "Perturb", how = { kind = "FlipSigns", share = 2 } }]',
+        ":3: methods.1.how: share must be between 0 and 1, not 2.0",
+    ),
     # Numbers that are none
     ("seeds = [3]", "minutes = inf", ":2: minutes: must be a finite number, not inf"),
     ("clients = 4", "clients = nan", ":7: data.clients: must be a finite number, not nan"),
@@ -368,6 +396,22 @@ WRONG = [
     ('"NoT"]', '{ kind = ["NoT"] }]', f':3: methods.1.kind: must be {METHODS} (did you mean NoT?), not ["NoT"]'),
     ("clients = 4", "partition = 0.5", ":7: data.partition: must be a table whose kind is Iid or Dirichlet, not 0.5"),
     ('"NoT"]', "[1]]", f":3: methods.1: must be a table whose kind is {METHODS}, not [1]"),
+    (
+        '"NoT"]',
+        '{ kind = "Perturb", how = "Whitenoise" }]',
+        f':3: methods.1.how: must be {HOW} (did you mean WhiteNoise?), not "Whitenoise"',
+    ),
+    (
+        '"NoT"]',
+        '{ kind = "Perturb", how = { scale = 1 } }]',
+        f":3: methods.1.how: has no kind, which must be {HOW}",
+    ),
+    ('"NoT"]', '{ kind = "Perturb", how = 3 }]', f":3: methods.1.how: must be a table whose kind is {HOW}, not 3"),
+    (
+        '"NoT"]',
+        '{ kind = "Perturb", how = "own:Scramble" }]',
+        f':3: methods.1.how: must be {HOW}, not "own:Scramble"',
+    ),
     # Kinds of one's own
     (
         '"NoT"]',
@@ -605,7 +649,17 @@ negations = any_of(
     include_bias=st.booleans(),
     batchnorm=st.sampled_from(["negate_mean", "leave", "recalibrate"]),
 )
-methods = st.lists(negations | st.just(FineTune()), max_size=4, unique_by=repr).flatmap(
+perturbations = st.builds(
+    Perturb,
+    st.sampled_from([Negate(), Reinitialise(), RotateOutputs()])
+    | st.builds(WhiteNoise, not_negative)
+    | st.builds(PruneAndReinitialise, st.floats(0, 1))
+    | any_of(Shrink, keep=not_negative, fresh=not_negative),
+    layers=st.just(FIRST) | names | st.lists(names, max_size=3),
+    include_bias=st.booleans(),
+    recalibrate=st.booleans(),
+)
+methods = st.lists(negations | perturbations | st.just(FineTune()), max_size=4, unique_by=repr).flatmap(
     lambda others: st.permutations([Retrain(), *others]).map(tuple)
 )
 experiments = st.builds(
@@ -639,6 +693,34 @@ def test_an_experiment_that_is_written_is_the_same_when_it_is_read(
 def test_a_shipped_experiment_is_the_same_once_it_is_resolved(folder: Path, name: str) -> None:
     plan = load(name)
     assert load(written(tomli_w.dumps(resolved(plan)))) == plan
+
+
+def test_perturbations_are_read_by_their_kinds_and_told_apart_by_what_is_peculiar_to_each(folder: Path) -> None:
+    others = """"Perturb",
+      { kind = "Perturb", how = "FlipSigns" }, { kind = "Perturb", how = { kind = "FlipSigns", share = 1 } },
+      { kind = "Perturb", how = { kind = "Shrink", fresh = 0.1 }, layers = ["conv1", "head"], recalibrate = true },
+      { kind = "Perturb", how = "Shrink", layers = "*" }]"""
+    plan = load(written(changed('"NoT"]', others)))
+    assert plan.methods[1:] == (
+        Perturb(Negate()),
+        Perturb(FlipSigns()),
+        Perturb(FlipSigns(1)),
+        Perturb(Shrink(fresh=0.1), ["conv1", "head"], recalibrate=True),
+        Perturb(Shrink(), "*"),
+    )
+    assert plan.labels[1:] == (
+        "Negate",
+        "FlipSigns()",
+        "FlipSigns(share=1.0)",
+        "Shrink(fresh=0.1, layers=['conv1', 'head'], recalibrate=True)",
+        "Shrink(layers=*)",
+    )
+    assert resolved(plan)["methods"][3] == {
+        "kind": "Perturb",
+        "how": {"kind": "FlipSigns", "share": 1.0},
+        "include_bias": False,
+        "recalibrate": False,
+    }
 
 
 def test_what_is_resolved_leaves_nothing_to_defaults(folder: Path) -> None:

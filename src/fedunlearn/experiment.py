@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic.errors import PydanticUserError
-from pydantic_core import ErrorDetails
 
 from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Turned
@@ -23,18 +19,18 @@ from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.experiments import shipped
 from fedunlearn.federation import ClientId
 from fedunlearn.history import HistoryKind
-from fedunlearn.importing import load_object, path_of
-from fedunlearn.layers import First
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.perturbation import PERTURBATIONS
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.presets import presets
-from fedunlearn.problems import again, meant, sentences, short, unfit, unknown, wrong
+from fedunlearn.problems import meant, sentences, short, unfit, wrong
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
 from fedunlearn.task import Method
 from fedunlearn.tomlfile import TomlError, read
+from fedunlearn.tomlkinds import Kinds, as_json, sayable
 
 __all__ = [
     "Data",
@@ -66,92 +62,11 @@ class ExperimentError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-class _Kinds:
-    """Dataclasses that a table's ``kind`` names, its other entries being the fields; or just the kind.
-
-    One of the user's own is named ``package.module:Class``, if there may be such.
-    """
-
-    def __init__(self, base: type | None = None, /, **kinds: type) -> None:
-        self.base, self.kinds = base, kinds
-
-    def __call__(self, table: Any) -> Any:
-        if self.has(table):
-            return table
-        if isinstance(table, str):
-            table = {"kind": table}
-        if not isinstance(table, Mapping):
-            raise ValueError(f"must be a table whose kind is {self._known}, not {short(table)}")
-        if "kind" not in table:
-            raise ValueError(f"has no kind, which must be {self._known}")
-        entries = dict(table)
-        try:
-            kind = self._kind(entries.pop("kind"))
-        except ValueError as error:
-            raise ValidationError.from_exception_data("kind", [wrong("kind", str(error), table["kind"])]) from None
-        entries = self._completed(str(table["kind"]), entries)
-        known = [field.name for field in dataclasses.fields(kind) if field.init]
-        problems = [unknown(name, known, entries.pop(name)) for name in list(entries) if name not in known]
-        try:
-            made: Any = TypeAdapter(kind).validate_json(_json(entries), strict=True)
-        except ValidationError as error:
-            problems += [again(problem) for problem in error.errors() if not _is_first(problem)]
-        except PydanticUserError:  # of a field's type
-            raise ValueError(
-                f"{table['kind']} has a field whose type no file can give, or is imported under TYPE_CHECKING: "
-                "let it be str, int, float, bool, or a list or mapping of these"
-            ) from None
-        else:
-            problems += [
-                wrong(name, "Input should be text or an array", entries[name])
-                for name in entries
-                if not _sayable(getattr(made, name))
-            ]
-        if problems:
-            raise ValidationError.from_exception_data(kind.__name__, problems)
-        return made
-
-    def _completed(self, name: str, entries: dict[str, Any]) -> dict[str, Any]:
-        """What stands in a table, with what it leaves to others."""
-        return entries
-
-    def has(self, value: object) -> bool:
-        """Whether ``value`` is of one of these kinds."""
-        return isinstance(value, (*self.kinds.values(), *([self.base] if self.base else [])))
-
-    def name(self, value: object) -> str:
-        """What a file calls the kind of ``value``."""
-        kind = type(value)
-        ours = [name for name, one in self.kinds.items() if one is kind]
-        return ours[0] if ours else path_of(kind)
-
-    @property
-    def _known(self) -> str:
-        *others, last = [*self.kinds, *(["your own as package.module:Class"] if self.base else [])]
-        return f"{', '.join(others)} or {last}" if others else last
-
-    def _kind(self, name: object) -> type:
-        if isinstance(name, str) and ":" in name and self.base is not None:
-            try:
-                kind = load_object(name)
-            except ImportError as error:
-                raise ValueError(str(error)) from None
-            if not (isinstance(kind, type) and issubclass(kind, self.base) and dataclasses.is_dataclass(kind)):
-                raise ValueError(f"{name} is no dataclass that subclasses fedunlearn.task.{self.base.__name__}")
-            if inspect.isabstract(kind):
-                raise ValueError(
-                    f"{name} lacks {' and '.join(sorted(kind.__abstractmethods__))}, as every method must have"
-                )
-            return kind
-        if not isinstance(name, str) or name not in self.kinds:
-            raise ValueError(f"must be {self._known}{meant(name, self.kinds)}, not {short(name)}")
-        return self.kinds[name]
-
-
-class _Methods(_Kinds):
+class _Methods(Kinds):
     """Methods, whose tables may name a preset; what stands beside it goes before it."""
 
-    def _completed(self, name: str, entries: dict[str, Any]) -> dict[str, Any]:
+    def completed(self, name: str, entries: dict[str, Any]) -> dict[str, Any]:
+        """See `Kinds`."""
         wanted = entries.pop("preset", None)
         known = presets(name)
         if wanted is None:
@@ -163,14 +78,14 @@ class _Methods(_Kinds):
         return {**known[wanted].values, **entries}
 
 
-_PARTITIONS = _Kinds(Iid=Iid, Dirichlet=Dirichlet)
-_TREATMENTS = _Kinds(Turned=Turned)
-_OPTIMIZERS = _Kinds(SGD=SGD, Adam=Adam)
-_SCHEDULES = _Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
-_REQUESTS = _Kinds(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)
-_STOP_RULES = _Kinds(Recovered=Recovered)
+_PARTITIONS = Kinds(Iid=Iid, Dirichlet=Dirichlet)
+_TREATMENTS = Kinds(Turned=Turned)
+_OPTIMIZERS = Kinds(SGD=SGD, Adam=Adam)
+_SCHEDULES = Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
+_REQUESTS = Kinds(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)
+_STOP_RULES = Kinds(Recovered=Recovered)
 _METHODS = _Methods(Method, **CATALOGUE)
-_ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS)
+_ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS, PERTURBATIONS)
 
 Partition = Annotated[Any, BeforeValidator(_PARTITIONS)]
 Treatment = Annotated[Any, BeforeValidator(_TREATMENTS)]
@@ -353,8 +268,7 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         raise ExperimentError([str(error)]) from None
     unsayable, problems = dict(unfit(document.table)), []
     try:
-        # JSON, since what is strict there is what TOML can say: an array may be a tuple, text is no number.
-        plan = TypeAdapter(Experiment).validate_json(_json(document.table), strict=True)
+        plan = TypeAdapter(Experiment).validate_json(as_json(document.table), strict=True)
     except ValidationError as error:
         problems = error.errors()
     if problems or unsayable:
@@ -382,19 +296,15 @@ def resolved(value: Any) -> Any:
     for an experiment is the same experiment.
     """
     if isinstance(value, Mapping):
-        return {str(key): resolved(item) for key, item in value.items() if _sayable(item)}
+        return {str(key): resolved(item) for key, item in value.items() if sayable(item)}
     if isinstance(value, (tuple, list)):
         return [resolved(item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-    said = {name: resolved(item) for name, item in fields.items() if _sayable(item)}
+    said = {name: resolved(item) for name, item in fields.items() if sayable(item)}
     kinds = next((kinds for kinds in _ALL_KINDS if kinds.has(value)), None)
     return {"kind": kinds.name(value), **said} if kinds else said
-
-
-def _sayable(value: object) -> bool:
-    return value is not None and not isinstance(value, First)
 
 
 def _labels(methods: Sequence[Method]) -> tuple[str, ...]:
@@ -416,19 +326,18 @@ def _taken(label: str, method: Method) -> bool:
 
 def _said(method: Method) -> str:
     """The hyper-parameters that are not as they are by default."""
-    fields = dataclasses.fields(cast(Any, method))
-    values = [(field, getattr(method, field.name)) for field in fields]
-    return ", ".join(f"{field.name}={value}" for field, value in values if value != _default(field))
+    return ", ".join(_entries(method, method.name))
+
+
+def _entries(of: Any, name: str) -> Iterator[str]:
+    """The fields that are not as they are by default; those of a part that has lent ``of`` its name, as its own."""
+    for field in dataclasses.fields(of):
+        value = getattr(of, field.name)
+        if dataclasses.is_dataclass(value) and type(value).__name__ == name:
+            yield from _entries(value, name)
+        elif value != _default(field):
+            yield f"{field.name}={value}"
 
 
 def _default(field: dataclasses.Field[Any]) -> object:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _json(table: Mapping[str, Any]) -> str:
-    return json.dumps(table, default=str)  # TOML's dates: text, where nothing takes a date
-
-
-def _is_first(problem: ErrorDetails) -> bool:
-    """Whether it is about `fedunlearn.FIRST`, which a file cannot say anyway."""
-    return (problem.get("ctx") or {}).get("class_name") == First.__name__

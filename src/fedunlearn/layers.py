@@ -36,6 +36,7 @@ __all__ = [
     "Selection",
     "layers",
     "plan",
+    "select",
     "warn_if_cancelling",
 ]
 
@@ -153,11 +154,8 @@ def plan(
     if batchnorm not in ("negate_mean", "leave"):
         raise ValueError(f"batchnorm={batchnorm!r} is no policy: write 'negate_mean' or 'leave'")
     model = unwrap(model)
-    rows = _layers_of(model)
     flow = trace(model)
-    written = _first(model, rows, flow, example) if isinstance(layers, First) else layers
-    parts = pick(written, rows, aliases=_aliases(model), include_bias=include_bias)
-    _require_own_memory(model, parts)
+    parts = _select(model, layers, include_bias, flow, example)
     _warn_if_cancelling(model, parts, flow)
     if batchnorm == "leave":
         return Plan(parts)
@@ -172,13 +170,29 @@ def plan(
     return Plan(parts, means)
 
 
+def select(model: nn.Module, layers: Selection = FIRST, *, include_bias: bool = False) -> tuple[Part, ...]:
+    """The parts of a network that a selection means, whatever is to be done to them; arguments and errors: `plan`'s."""
+    model = unwrap(model)
+    return _select(model, layers, include_bias, trace(model) if isinstance(layers, First) else None, None)
+
+
 def warn_if_cancelling(model: nn.Module, parts: Sequence[Part]) -> None:
     """Warn with `CancellingNegation` if these parts undo one another."""
     model = unwrap(model)
     _warn_if_cancelling(model, parts, trace(model))
 
 
-_layers_of = layers  # `plan` calls its selection by the same name
+_layers_of = layers  # a selection is called by the same name
+
+
+def _select(
+    model: nn.Module, layers: Selection, include_bias: bool, flow: Flow | None, example: object
+) -> tuple[Part, ...]:
+    rows = _layers_of(model)
+    written = _first(model, rows, flow, example) if isinstance(layers, First) else layers
+    parts = pick(written, rows, aliases=_aliases(model), include_bias=include_bias)
+    _require_own_memory(model, parts)
+    return parts
 
 
 def _first(model: nn.Module, rows: Sequence[Layer], flow: Flow | None, example: object) -> tuple[str, ...]:

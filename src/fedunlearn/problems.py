@@ -129,7 +129,7 @@ def wrong(name: str, sentence: str, value: object) -> InitErrorDetails:
 
 def again(problem: ErrorDetails) -> InitErrorDetails:
     """A problem that was found, to be raised once more together with others."""
-    kind = PydanticCustomError(cast(Any, problem["type"]), cast(Any, problem["msg"]))
+    kind = PydanticCustomError(cast(Any, problem["type"]), cast(Any, problem["msg"]), problem.get("ctx"))
     return InitErrorDetails(type=kind, loc=problem["loc"], input=problem["input"])
 
 

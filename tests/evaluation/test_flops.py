@@ -41,6 +41,14 @@ def test_vit_counts_its_attention() -> None:
     assert counted.forward == 35_126_275_584
 
 
+def test_small_vit_counts_its_attention() -> None:
+    """On 16 patches: their projection; three blocks on 17 tokens, of projections, scores and mixture, and perceptron;
+    the head on one token."""
+    counted = flops_per_sample(lambda: build("small-vit", 10, (1, 28, 28), patch=7), (1, 28, 28))
+    block = 17 * (192 * 64 + 64 * 64 + 2 * 128 * 64) + 2 * 17 * 17 * 64
+    assert counted.forward == 2 * (16 * 64 * 49 + 3 * block + 64 * 10)
+
+
 @pytest.mark.parametrize("convolution", [nn.Conv2d, nn.ConvTranspose2d])
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_groups_cut_the_cost_of_both_gradients(convolution: type[nn.Module], groups: int) -> None:

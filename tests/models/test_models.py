@@ -1,5 +1,6 @@
-"""Networks by name, and the paper's CNN."""
+"""Networks by name, the paper's CNN, and a small ViT."""
 
+import math
 import subprocess
 import sys
 
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from fedunlearn import models
+from fedunlearn.layers import layers, plan
 from fedunlearn.models import LayerNormCNN
+from fedunlearn.models.vit import SmallViT
 
 FIGURE_3 = ["conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2", "head"]
 
@@ -89,6 +92,58 @@ def test_vit_refuses_images_that_are_not_whole_patches(shape: tuple[int, ...]) -
 def test_torchvisions_networks_refuse_grey_images(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} takes images of 3 channels, not \(1, 32, 32\)"):
         models.build(name, 10, (1, 32, 32))
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((1, 28, 28), 7), ((1, 28, 28), 4), ((3, 32, 32), 4), ((1, 8, 8), 2)])
+def test_small_vit_takes_images_of_one_channel_or_three(shape: tuple[int, ...], patch: int) -> None:
+    assert SmallViT(7, shape, patch)(torch.rand(2, *shape)).shape == (2, 7)
+
+
+def test_small_vit_has_the_parameters_counted_by_hand() -> None:
+    """Patches of 7x7 on 28x28, 10 classes.
+
+    Projection 64 * 49 + 64; class token 64; positions 17 * 64; three blocks of two normalisations 2 * 128, attention
+    192 * 64 + 192 and 64 * 64 + 64, perceptron 128 * 64 + 128 and 64 * 128 + 64; normalisation 128; head 10 * 64 + 10.
+    """
+    block = 256 + 12_480 + 4160 + 8320 + 8256
+    assert parameters(SmallViT(10, (1, 28, 28), patch=7)) == 3200 + 64 + 1088 + 3 * block + 128 + 650
+
+
+def test_small_vits_tensors_are_called_as_torchvisions_and_stand_in_their_order() -> None:
+    with torch.device("meta"):
+        ours = models.build("small-vit", 10, (3, 32, 32), layers=12, heads=12, hidden=768, mlp=3072, patch=16)
+        theirs = models.build("vit_b_16", 10, (3, 32, 32))
+    assert [(row.name, row.shape, row.kind) for row in layers(ours)] == [
+        (row.name, row.shape, row.kind) for row in layers(theirs)
+    ]
+
+
+def test_small_vits_first_layer_is_its_patch_projection() -> None:
+    assert plan(SmallViT(10)).names == ("conv_proj.weight",)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_vits_projection_is_drawn_as_torchvisions(channels: int) -> None:
+    torch.manual_seed(0)
+    projection = SmallViT(10, (channels, 28, 28), patch=7, hidden=512).conv_proj
+    n = projection.weight.numel()
+    assert projection.weight.std().item() * math.sqrt(channels * 49) == pytest.approx(1, abs=4 / math.sqrt(2 * n))
+    assert not projection.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "says"),
+    [
+        ((1, 28, 28), {"patch": 5}, "patches of 5x5 do not fill images of 28x28: take a divisor of 28"),
+        ((1, 28, 28), {"patch": 0}, "patches of 0x0 do not fill images of 28x28"),
+        ((3, 32, 64), {}, r"takes square images of \(channels, height, width\), not \(3, 32, 64\)"),
+        ((784,), {}, r"takes square images of \(channels, height, width\), not \(784,\)"),
+        ((1, 28, 28), {"heads": 5}, "5 heads do not divide a token of 64"),
+    ],
+)
+def test_small_vit_refuses_what_does_not_fit(shape: tuple[int, ...], options: dict[str, int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        models.build("small-vit", 10, shape, **options)
 
 
 def test_an_unknown_name_is_answered_with_the_closest() -> None:

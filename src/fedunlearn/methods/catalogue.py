@@ -12,6 +12,7 @@ from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.fukd import FUKD
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.perturbation import Perturb
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
 from fedunlearn.methods.retrain import Retrain
@@ -23,6 +24,7 @@ CATALOGUE: Mapping[str, type[Method]] = {
     "Retrain": Retrain,
     "FT": FineTune,
     "NoT": NoT,
+    "Perturb": Perturb,
     "FedEraser": FedEraser,
     "FedAccum": FedAccum,
     "FUKD": FUKD,

@@ -6,18 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from fedunlearn.federation import ClientContext, Reply, Traffic, Work
+from fedunlearn.federation import Traffic
 from fedunlearn.layers import FIRST, Selection, plan
+from fedunlearn.methods.recalibration import recalibrated, recalibration
 from fedunlearn.needs import Needs, Size
 from fedunlearn.negation import negate
-from fedunlearn.rounds import Round, aggregate
+from fedunlearn.rounds import Round
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["NoT", "Recalibrate"]
+__all__ = ["NoT"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,7 @@ class NoT(Method):
 
     def cost(self, size: Size) -> Traffic:
         """Nothing; "recalibrate": a round without gradients."""
-        if self.batchnorm != "recalibrate":
-            return Traffic()
-        return size.sent(len(size.retained), Work(forward=sum(size.retained.values())))
+        return recalibration(size) if self.batchnorm == "recalibrate" else Traffic()
 
     def check(self, task: Task) -> None:
         """The layers must be there."""
@@ -60,8 +56,7 @@ class NoT(Method):
             resume = Round(0, self._negated(task))
             yield resume
         if self.batchnorm == "recalibrate" and resume.number == 0:
-            statistics = Recalibrate(task.training.batch_size)
-            yield Round(1, aggregate(task.retained, resume.after, statistics, task.turn(1)))
+            yield recalibrated(task, resume)
 
     def _negated(self, task: Task) -> Weights:
         batchnorm = "leave" if self.batchnorm == "recalibrate" else self.batchnorm
@@ -72,23 +67,3 @@ class NoT(Method):
             include_bias=self.include_bias,
             batchnorm=batchnorm,
         )
-
-
-@dataclass(frozen=True)
-class Recalibrate:
-    """Estimate BatchNorm's running statistics anew: the mean over a client's batches, parameters untouched."""
-
-    batch_size: int
-
-    def __call__(self, context: ClientContext) -> Reply:
-        """See `Program`."""
-        model = context.model.eval()  # dropout stays off
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.reset_running_stats()
-                module.momentum = None  # a plain mean over batches
-                module.train()
-        with torch.no_grad():
-            for batch in context.batches(0, self.batch_size):
-                model(batch.x)
-        return Reply(Weights.of(model), context.samples())

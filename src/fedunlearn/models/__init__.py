@@ -12,16 +12,17 @@ from fedunlearn.models.cnn import LayerNormCNN
 __all__ = ["NAMES", "LayerNormCNN", "build"]
 
 _TORCHVISION = ("resnet18", "vit_b_16", "efficientnet_b0")
-NAMES = ("layernorm-cnn", *_TORCHVISION)
+NAMES = ("layernorm-cnn", "small-vit", *_TORCHVISION)
 
 
 def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn.Module:
     """Build a newly initialised network.
 
     Args:
-        name: ``layernorm-cnn`` (`LayerNormCNN`); torchvision's ``resnet18``, ``vit_b_16`` or
-            ``efficientnet_b0``, without pretrained weights; or ``package.module:Class``, anything that
-            returns a network when it is called with ``options`` alone (your own network knows its classes).
+        name: ``layernorm-cnn`` (`LayerNormCNN`); ``small-vit`` (`fedunlearn.models.vit.SmallViT`); torchvision's
+            ``resnet18``, ``vit_b_16`` or ``efficientnet_b0``, without pretrained weights; or
+            ``package.module:Class``, anything that returns a network when it is called with ``options`` alone
+            (your own network knows its classes).
         classes: number of outputs.
         shape: of one input, without the batch dimension.
         **options: further arguments of the network's constructor.
@@ -45,6 +46,10 @@ def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn
 def _built(name: str, classes: int, shape: tuple[int, ...], options: dict[str, Any]) -> Any:
     if name == "layernorm-cnn":
         return LayerNormCNN(classes, shape, **options)
+    if name == "small-vit":
+        from fedunlearn.models.vit import SmallViT  # torchvision takes a second to import
+
+        return SmallViT(classes, shape, **options)
     if name in _TORCHVISION:
         return _torchvision(name, classes, shape, options)
     return load_object(name)(**options)
