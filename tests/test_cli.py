@@ -437,11 +437,18 @@ def test_one_method_and_its_defaults(shell: Shell) -> None:
         ["momentum", "0.9"],
         ["epochs", "3"],
         ["temperature", "3.0"],
+        ["Preset", "Hyper-parameter", "Value", "Source"],
+        ["paper-cnn", "lr", "0.0001", "supplement"],
+        ["momentum", "0.9", "supplement"],
+        ["epochs", "3", "supplement"],
+        ["temperature", "3.0", "supplement"],
     ]
+    assert "paper-vit: the supplement's learning rate is lost" in shell("methods", "FCU")[1]
     assert shell("methods", "Retrain")[1].endswith("It has no hyper-parameters.\n")
     told = json.loads(shell("methods", "NoT", "--json")[1])
     assert told["hyperparameters"] == {"layers": "first", "include_bias": False, "batchnorm": "negate_mean"}
     assert told["says"].startswith("Algorithm 1: ")
+    assert told["presets"]["paper-vit"]["values"]["layers"] == "conv_proj"
     code, out, err = shell("methods", "not")
     assert (code, out) == (2, "")
     assert err.startswith("fedunlearn: there is no method 'not' (did you mean NoT?): take one of Retrain, FT, NoT, ")

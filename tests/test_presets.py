@@ -61,7 +61,10 @@ def test_what_stands_beside_a_preset_goes_before_it() -> None:
             'preset: must be paper-cnn (did you mean paper-cnn?), not "paper-cn"',
         ),
         ({"kind": "FT", "preset": "paper"}, 'preset: there is none of FT, not "paper"'),
-        ({"kind": "PGD", "preset": 3}, "preset: must be paper-cnn or paper-resnet18 or paper-vit or original, not 3"),
+        (
+            {"kind": "PGD", "preset": 3},
+            "preset: must be paper-cnn or paper-resnet18 or paper-vit or original or tuned-fashion, not 3",
+        ),
         ({"kind": "PGD", "preset": "original", "lr": -1.0}, "lr: Input should be greater than 0"),
     ],
 )
