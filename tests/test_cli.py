@@ -502,6 +502,9 @@ def test_recommending_to_scripts(shell: Shell) -> None:
     assert {name: len(reasons) for name, reasons in lacking.items()} == {
         "FedEraser": 1, "FedAccum": 2, "FUKD": 3, "PGD": 2, "FedOSD": 1,
     }  # fmt: skip
+    _, out, _ = shell("recommend", "--secure-aggregation", "--proxy", 70, "--json")  # of what was it to keep a history?
+    lacking = {offer["method"] for offer in json.loads(out)["offers"] if not offer["can_run"]}
+    assert lacking == {"FedEraser", "FedAccum", "FUKD", "PGD", "FedOSD"}
     _, out, _ = shell("recommend", "--scope", "instances", "--share", "0.25", "--samples", 100, "--json")
     told = json.loads(out)
     special, regular = (offer["unlearning"]["flops"] for offer in told["offers"] if offer["method"] == "PUF")

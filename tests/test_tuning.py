@@ -82,6 +82,8 @@ def test_what_cannot_be_tuned_is_told_before_anything_runs(plan_file: Path) -> N
     plan = load(plan_file)
     with pytest.raises(ValueError, match="FT has no grid of its own: say what to try"):
         Search.of({"kind": "FT"}, plan)
+    with pytest.raises(ExperimentError, match="did you mean PGD"):
+        Search.of({"kind": "pgd"}, plan)
     with pytest.raises(ExperimentError, match="rate: is unknown"):
         Search.of({"kind": "PGD"}, plan, {"rate": [1.0]})
     with pytest.raises(ValueError, match="seed 3 is the only one"):

@@ -396,7 +396,8 @@ def recommend_methods(
         list[str] | None,
         typer.Option(
             metavar="KIND",
-            help="What was kept: norms, sum, last_local or updates; may be given several times. Else all were.",
+            help="What was kept: norms, sum, last_local or updates; may be given several times. Else all were, "
+            "or none with --secure-aggregation, since a history is recorded of single updates.",
         ),
     ] = None,
     no_history: Annotated[bool, typer.Option("--no-history", help="Nothing was kept of the training.")] = False,
@@ -419,7 +420,7 @@ def recommend_methods(
     bytes_limit, storage_limit = _amount("--max-bytes", max_bytes), _amount("--max-storage", max_storage)
     _require_positive("--max-flops", max_flops, "1e15")
     _require_positive("--epochs", epochs, "1")
-    inputs, kept = _shape(shape), _kept(history, no_history)
+    inputs, kept = _shape(shape), _kept(history, no_history, secure_aggregation)
     retained, forgotten = _who_holds(clients, samples, _share(scope, share, leaving, target_gone, classes), leaving)
 
     from fedunlearn.console import print_offers
@@ -513,15 +514,16 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
-def _kept(history: Sequence[str] | None, none: bool) -> frozenset[HistoryKind]:
-    """Kinds of history that there are."""
+def _kept(history: Sequence[str] | None, none: bool, secure: bool) -> frozenset[HistoryKind]:
+    """Kinds of history that there are; of updates that were hidden, none could be recorded."""
     from fedunlearn.history import KINDS
 
     if none and history:
         raise ValueError("--history says what was kept, and --no-history that nothing was: leave out one of them")
     if strangers := sorted(set(history or ()) - set(KINDS)):
         raise ValueError(f"there is no history of kind {strangers[0]!r}: name one of {', '.join(KINDS)}")
-    return frozenset(kind for kind in KINDS if not none and (not history or kind in history))
+    said = history or (() if none or secure else KINDS)
+    return frozenset(kind for kind in KINDS if kind in said)
 
 
 def _share(scope: str, share: float | None, leaving: int | None, target_gone: bool, classes: int) -> float | None:

@@ -79,6 +79,7 @@ class Search:
         """
         points = points or grid(method["kind"])
         if not points:
+            made(method)  # which says so, if there is no such method
             raise ValueError(f"{method['kind']} has no grid of its own: say what to try, such as --grid lr=0.01,0.1")
         combinations = itertools.product(*points.values())
         found = dict.fromkeys(made({**method, **dict(zip(points, values, strict=True))}) for values in combinations)

@@ -321,6 +321,14 @@ def test_2_normalisations_biases_and_buffers_are_the_pretrained_models_to_the_bi
     assert (done.after.parameters["conv.weight"] - small.weights.parameters["conv.weight"]).norm() > 0.01
 
 
+def test_a_client_holds_no_copy_of_a_network_beside_the_three(small: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = []
+    original = Weights.of
+    monkeypatch.setattr(fcu.Weights, "of", lambda module: copies.append(module) or original(module))
+    list(FCU(iterations=4, interval=2).unlearn(small))
+    assert len(copies) == 1 + 2  # the reply, and what the two fresh networks are drawn as
+
+
 def test_4_labels_can_be_shuffled_without_effect() -> None:
     found = []
     for by in (0, 1, 2):

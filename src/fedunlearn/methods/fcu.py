@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -112,7 +112,7 @@ class ContrastiveUnlearning:
 
     def __call__(self, context: ClientContext) -> Reply:
         """Answer with the fused model."""
-        model, pretrained, sent = context.model.train(), context.frozen(), Weights.of(context.model)
+        model, pretrained = context.model.train(), context.frozen()
         batches = endless(context, self.batch_size)
         optimizer = self.optimizer(model.parameters(), 1.0)
         ours, theirs = (_features(network, self.features) for network in (model, pretrained))
@@ -126,16 +126,19 @@ class ContrastiveUnlearning:
                 contrastive_loss(ours(batch.x), towards, away, self.temperature).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             del fresh  # before the next one is made: a client holds three networks
-            self._fused(model, sent).into(model)
+            self._fuse(model, pretrained)
         return Reply(Weights.of(model), context.samples())
 
-    def _fused(self, model: nn.Module, sent: Weights) -> Weights:
-        now, fused = Weights.of(model).parameters, dict(sent.parameters)
-        for layer in layers(model):
-            if layer.kind in ("convolution", "linear", "attention"):  # q, k and v are linear maps too
-                both = now[layer.name], sent.parameters[layer.name]
-                fused[layer.name] = fuse(*both, self.low_frequency, self.donor, self.phase)
-        return replace(sent, parameters=fused)
+    @torch.no_grad()
+    def _fuse(self, model: nn.Module, pretrained: nn.Module) -> None:
+        """In place, tensor by tensor: a copy of either would be a fourth model."""
+        kinds = ("convolution", "linear", "attention")  # q, k and v are linear maps too
+        fused = {layer.name for layer in layers(model) if layer.kind in kinds}
+        for (name, ours), theirs in zip(model.named_parameters(), pretrained.parameters(), strict=True):
+            both = ours.cpu(), theirs.cpu()
+            ours.copy_(fuse(*both, self.low_frequency, self.donor, self.phase) if name in fused else theirs)
+        for ours, theirs in zip(model.buffers(), pretrained.buffers(), strict=True):
+            ours.copy_(theirs)
 
 
 def contrastive_loss(features: Tensor, towards: Tensor, away: Tensor, temperature: float) -> Tensor:
