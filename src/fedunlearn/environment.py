@@ -18,8 +18,11 @@ __all__ = ["commit", "determinants", "environment"]
 
 _PACKAGES = ("fedunlearn", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 _ROOT = Path(__file__).parent
-_ONLY_SHOWS = ("cli.py", "console.py", "export.py", "report", "contract.py")
-"""Of this package: what reads results, but makes none."""
+_ONLY_SHOWS = (
+    *("cli.py", "commands", "console.py", "export.py", "report", "contract.py"),
+    *("presets.py", "amounts.py", "recommend.py", "tuning.py"),
+)
+"""Of this package: what reads results, or says what to run, but makes none."""
 
 
 def environment() -> dict[str, Any]:

@@ -137,8 +137,8 @@ class ContrastiveUnlearning:
         for (name, ours), theirs in zip(model.named_parameters(), pretrained.parameters(), strict=True):
             both = ours.cpu(), theirs.cpu()
             ours.copy_(fuse(*both, self.low_frequency, self.donor, self.phase) if name in fused else theirs)
-        for ours, theirs in zip(model.buffers(), pretrained.buffers(), strict=True):
-            ours.copy_(theirs)
+        for buffer, sent in zip(model.buffers(), pretrained.buffers(), strict=True):
+            buffer.copy_(sent)
 
 
 def contrastive_loss(features: Tensor, towards: Tensor, away: Tensor, temperature: float) -> Tensor:

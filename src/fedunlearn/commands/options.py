@@ -1,0 +1,65 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import glob
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "CACHE",
+    "CacheFolder",
+    "DataDir",
+    "Json",
+    "Named",
+    "Overrides",
+    "Run",
+    "Workers",
+    "complete_experiment",
+    "complete_run",
+    "print_json",
+]
+
+
+def complete_experiment(incomplete: str) -> list[str]:
+    """What the shell offers: shipped experiments, and TOML files."""
+    from fedunlearn.experiments import shipped
+
+    files = sorted(str(path) for path in Path().glob(f"{glob.escape(incomplete)}*") if path.suffix == ".toml")
+    return [name for name in shipped() if name.startswith(incomplete)] + files
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """What the shell offers: folders with a run, here and in ``runs``."""
+    found = [path.parent for pattern in ("*", "runs/*") for path in sorted(Path().glob(f"{pattern}/experiment.toml"))]
+    return [str(path) for path in found if str(path).startswith(incomplete)]
+
+
+Named = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|FILE.toml", help="A shipped experiment, or your own file.", autocompletion=complete_experiment
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, and nothing else.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, or its report.json.", autocompletion=complete_run)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Instead of the file's, such as training.rounds=20."),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files lie.")]
+Workers = Annotated[int | None, typer.Option(help="Processes side by side; else as many as cores.", min=1)]
+CacheFolder = Annotated[
+    Path, typer.Option(envvar="FEDUNLEARN_CACHE", help="Trained and retrained models that runs share.")
+]
+CACHE = Path("~/.cache/fedunlearn/models")
+
+
+def print_json(content: object) -> None:
+    """For scripts."""
+    print(json.dumps(content, indent=1, ensure_ascii=False))
