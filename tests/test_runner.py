@@ -727,6 +727,23 @@ def test_what_is_broken_in_the_cache_is_done_anew(tmp_path: Path) -> None:
         assert cached(f"{number} again") == 2  # and mended
 
 
+def test_a_history_of_which_the_cache_has_lost_a_file_is_recorded_anew(tmp_path: Path) -> None:
+    """Whoever tidies up by age takes single files; every later run would else end at the one that reads it."""
+    plan = tiny(tmp_path, 'methods=["Retrain", "FedEraser"]')
+
+    def cached(name: str) -> int:
+        list(run(plan, tmp_path / name, workers=1, cache=tmp_path / "cache"))
+        return len(assemble(tmp_path / name).cached)
+
+    assert cached("first") == 0
+    for number, pattern in enumerate(("history/updates/*/*", "history/norms/*", "history/history.json")):
+        found = list((tmp_path / "cache").glob(f"*/{pattern}"))
+        assert found
+        found[0].unlink()
+        assert cached(f"{number}") == 1  # Retrain
+        assert cached(f"{number} again") == 2
+
+
 def test_a_cache_that_cannot_be_made_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     list(run(tiny(tmp_path), tmp_path / "run", workers=1, cache=tmp_path / "file" / "cache"))

@@ -31,6 +31,7 @@ _EXPERIMENT, _ENVIRONMENT, _PARTITION, _LOCK = "experiment.toml", "environment.j
 
 _SAID = ("title", "story", "minutes", "published")
 _NAME = 60  # letters of a folder's name: file systems end at 255 bytes
+_FILES = "files.json"  # of an entry of the cache
 _LONG_AGO = 24 * 3600.0  # seconds: no model takes so long to be copied
 
 
@@ -185,6 +186,9 @@ class Cache:
         if not entry.is_dir():
             return None
         try:
+            files = read_json(entry / _FILES).get("files")
+            if files is None or not all((entry / name).is_file() for name in files):
+                raise FileError(f"{entry} is not whole")
             return Record.adopted(folder, entry)
         except (FileError, CheckpointError, OSError):  # somebody has tidied up in it, say: it is done anew
             shutil.rmtree(entry, ignore_errors=True)
@@ -200,6 +204,8 @@ class Cache:
             self.path.mkdir(parents=True, exist_ok=True)
             _sweep(path for path in self.path.glob(".*.tmp") if time.time() - path.stat().st_mtime > _LONG_AGO)
             copy_durably(record.folder, temporary)
+            files = [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
+            write_json(temporary / _FILES, {"files": sorted(files)})
             write_json(temporary / "key.json", key)
             os.rename(temporary, entry)
         except OSError:
