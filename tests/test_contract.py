@@ -21,7 +21,7 @@ from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.fukd import FUKD
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
-from fedunlearn.methods.perturbation import Perturb, PruneAndReinitialise, RotateOutputs, WhiteNoise
+from fedunlearn.methods.perturbation import PERTURBATIONS, Perturb, PruneAndReinitialise, RotateOutputs, WhiteNoise
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
 from fedunlearn.methods.retrain import Retrain
@@ -82,6 +82,13 @@ def test_keeps_the_contract(method: Method, task: Task, check: str) -> None:
     else:
         with pytest.raises(NeedsError, match="cannot forget a part of a client"):
             next(follow(method, task, 1))
+
+
+@pytest.mark.parametrize("kind", PERTURBATIONS.kinds)
+def test_every_perturbation_keeps_the_contract(kind: str, one_worker: InProcess) -> None:
+    task = small_task(ForgetClient("1"), one_worker)
+    for check in CHECKS.values():
+        check(Case(Perturb(PERTURBATIONS(kind)), task))
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)

@@ -30,6 +30,7 @@ from fedunlearn.evaluation.table import table
 from fedunlearn.experiment import Experiment, load
 from fedunlearn.experiments import shipped
 from fedunlearn.federation import ClientContext, ClientError, Reply, Traffic, Turn
+from fedunlearn.history import HistoryError
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import Needs, NeedsError
 from fedunlearn.negation import negate
@@ -635,6 +636,8 @@ def test_a_training_that_recorded_more_serves_those_who_need_less(tmp_path: Path
     assert cached("nothing", '["Retrain", "NoT"]')
     assert not cached("other", '["Retrain", "FUKD"]')
     assert cached("other again", '["Retrain", "FUKD", "FT"]')
+    list(run(tiny(tmp_path, "data.proxy=7"), tmp_path / "fewer", workers=1, cache=tmp_path / "cache"))
+    assert len(assemble(tmp_path / "fewer").cached) == 2  # images at the server are nobody's business
 
 
 def test_what_was_kept_is_in_the_price_of_those_who_need_it(tmp_path: Path) -> None:
@@ -652,6 +655,40 @@ def test_what_was_kept_is_in_the_price_of_those_who_need_it(tmp_path: Path) -> N
         "FUKD": 4 * message,
         "PGD": 4 * message,
     }
+
+
+def test_a_broken_history_tells_what_to_remove(tmp_path: Path) -> None:
+    plan = tiny(tmp_path, 'methods=["Retrain", "PGD"]')
+    reading = run(plan, tmp_path / "run", workers=1)
+    for row in reading:
+        if row.method == "Retrain":
+            break
+    reading.close()
+    (row_file,) = (tmp_path / "run").rglob("last_local/0@*.safetensors")
+    row_file.write_bytes(b"short")
+    with pytest.raises(HistoryError, match=r"is broken .*\(in this run: remove .*0-First-training"):
+        list(run(plan, tmp_path / "run", workers=1))
+    shutil.rmtree(tmp_path / "run" / "seed-3" / "0-First-training")
+    list(run(plan, tmp_path / "run", workers=1))
+    assert assemble(tmp_path / "run").methods == ("Retrain", "PGD")
+
+
+def test_histories_that_the_disk_cannot_hold_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tiny(tmp_path, 'methods=["Retrain", "FedAccum", "PGD"]')
+    model = Setting.of(plan).architecture.fresh(0)
+    updates = model.parameter_bytes * (1 + 4 * 2) + 4 * 2 * len(model.parameters) * 4
+    needed = 2 * (updates + 4 * model.parameter_bytes)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(ValueError, match=r"most of them FedAccum's, but .* left: leave out FedAccum"):
+        list(run(plan, tmp_path / "run", workers=1))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    rows = list(run(plan, tmp_path / "run", workers=1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    assert list(run(plan, tmp_path / "run", workers=1)) == rows  # nothing is left to record
 
 
 def test_images_at_the_server_change_nobodys_data(tmp_path: Path) -> None:

@@ -68,12 +68,14 @@ def print_report(report: Report) -> None:
     lines = report.table()
     out.print(report.title, style="bold")
     quality = _table("Retain %", "Forget %", "Test %", "MIA %", "MIA-eff. %", "Avg. gap")
-    price = _table("Rounds", "Bytes", "FLOPs", "Seconds", "Gap per seed")
+    kept = ["Kept"] if any(line.storage for line in lines) else []
+    price = _table("Rounds", "Bytes", "FLOPs", "Seconds", *kept, "Gap per seed")
     for line in lines:
         measures = (line.retain, line.forget, line.test, line.mia, line.mia_efficacy)
         style = "dim" if line.method == ORIGINAL else ""
         quality.add_row(line.method, *map(_spread, measures), f"{line.gap.of_means:.2f}", style=style)
-        price.add_row(line.method, f"{line.rounds:g}", *_price(line), f"{line.gap.mean:.2f}", style=style)
+        stored = [f"{line.storage:.2e}"] if kept else []
+        price.add_row(line.method, f"{line.rounds:g}", *_price(line), *stored, f"{line.gap.mean:.2f}", style=style)
     out.print(quality)
     out.print(price)
     stops = _table("Stop rule", "Rounds", "Avg. gap", "Bytes", "FLOPs", "Seconds")
@@ -92,9 +94,10 @@ MIA: accuracy of a membership attack, forget against test samples. MIA-eff.:
 share of forget samples that another attack takes for non-members.
 Avg. gap: mean of the distances in retain, forget, test and MIA (the paper's
 reading); per seed: the same of each seed's own models, averaged. Bytes:
-parameters, both ways. FLOPs: at the clients. Neither these nor seconds hold the
-first training, which is Original's. Seconds hold the start of worker processes
-in whose rounds it fell: compare them in long runs only.
+parameters, both ways. FLOPs: at the clients. Kept: bytes stored since before
+the request. Neither these nor seconds hold the first training, which is
+Original's. Seconds hold the start of worker processes in whose rounds it fell:
+compare them in long runs only.
 Stop rules: oracle, the scored round closest to Retrain, which needs the Retrain
 models; recovered, once validation accuracy is back and flat, which needs none."""
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
@@ -10,6 +11,7 @@ from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import Any
 
+from fedunlearn.amounts import tell_bytes
 from fedunlearn.backends.in_process import best_device
 from fedunlearn.backends.metered import Metered
 from fedunlearn.backends.recorded import Recorded, Recorder
@@ -20,7 +22,7 @@ from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import Scores, validate
 from fedunlearn.experiment import Experiment, resolved
 from fedunlearn.federation import Federation, Phase
-from fedunlearn.history import KINDS, History
+from fedunlearn.history import KINDS, History, HistoryError, kept_bytes
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import Diverged
 from fedunlearn.record import Record
@@ -57,7 +59,9 @@ def run(
     Raises:
         FolderError: the folder is in use, or holds something else.
         NeedsError: a method cannot answer this request; nothing has run.
-        ValueError: data set, network and request do not go together; nothing has run.
+        HistoryError: what was recorded of the first training is broken.
+        ValueError: there is no room for what is to be recorded, or data set, network and request do not go together;
+            nothing has run.
         ClientError: the first training or Retrain diverged, or the user's code failed.
     """
     home = RunFolder(folder)
@@ -67,6 +71,7 @@ def run(
     simulations = [Simulation(setting, seed) for seed in experiment.seeds]
     for simulation in simulations:
         _require_able(simulation)
+    _require_room(experiment, setting.architecture.fresh(0), home)
     with home.claimed(experiment, {**decides, **setting.own_methods()}, command):
         for simulation in simulations:
             home.write_partition(simulation.seed, dataclasses.asdict(simulation.partition))
@@ -81,6 +86,28 @@ def _require_able(simulation: Simulation) -> None:
     for method in experiment.methods:
         method.needs.require(found, method.name)
         method.check(task)
+
+
+def _require_room(experiment: Experiment, model: Weights, home: RunFolder) -> None:
+    """Histories can be larger than the disk; it would be full after days."""
+    size, rounds = model.parameter_bytes, experiment.training.rounds
+    sizes = {
+        kind: kept_bytes(
+            kind, message=size, tensors=len(model.parameters), clients=experiment.data.clients, rounds=rounds
+        )
+        for kind in experiment.history
+    }
+    to_come = [seed for seed in experiment.seeds if not home.record(seed, 0, FIRST_TRAINING).complete]
+    needed = 2 * len(to_come) * sum(sizes.values())  # in the run's folder, and in the cache
+    there = next(path for path in (home.path.absolute(), *home.path.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        largest = max(sizes, key=sizes.__getitem__)
+        whose = ", ".join(dict.fromkeys(m.name for m in experiment.methods if m.needs.history == largest))
+        raise ValueError(
+            f"the histories of this experiment take {tell_bytes(needed)}, most of them {whose}'s, but {there} has "
+            f"{tell_bytes(free)} left: leave out {whose}, or name a larger disk with --output"
+        )
 
 
 class _Seed:
@@ -103,12 +130,17 @@ class _Seed:
                 yield last
             last = row  # the last row comes with its scores, which depend on the request
         assert last is not None
-        weights, history = training.result, training.history
+        weights = training.result
         yield self._original(last, weights)
-        for position, (method, label) in enumerate(zip(self.plan.methods, self.plan.labels, strict=True), 2):
-            record = self.folder.record(self.seed, position, label)
-            rounds = self.plan.rounds(method)
-            yield from _Contender(self, record, label, rounds, method, weights, history).rows()
+        try:
+            history = training.history
+            for position, (method, label) in enumerate(zip(self.plan.methods, self.plan.labels, strict=True), 2):
+                record = self.folder.record(self.seed, position, label)
+                rounds = self.plan.rounds(method)
+                yield from _Contender(self, record, label, rounds, method, weights, history).rows()
+        except HistoryError as error:
+            folder = training.record.folder
+            raise HistoryError(f"{error} (in this run: remove {folder}, and the same command does it anew)") from error
 
     def _original(self, last: Row, weights: Weights) -> Row:
         record = self.folder.record(self.seed, 1, ORIGINAL)
@@ -171,9 +203,11 @@ class _Part(ABC):
 
     def _keys(self) -> Iterator[dict[str, Any]]:
         """All that decides what the record holds; then what decides records that would do as well."""
-        plan = self.plan
+        plan, data = self.plan, self.plan.data
+        if data.samples is not None:
+            data = dataclasses.replace(data, proxy=0)  # which changes nobody's data then
         said: dict[str, Any] = {"part": self.label, "seed": self.seed, "decides": dict(self.decides)}
-        said |= {"data": plan.data, "model": plan.model, "training": plan.training, "keep": plan.keep}
+        said |= {"data": data, "model": plan.model, "training": plan.training, "keep": plan.keep}
         yield {name: resolved(value) for name, value in said.items()}
 
     @abstractmethod

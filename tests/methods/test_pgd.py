@@ -41,6 +41,7 @@ from fedunlearn.backends.recorded import Recorded, Recorder
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.client import Client
 from fedunlearn.contract import size_of, small_task
+from fedunlearn.evaluation.follow import follow
 from fedunlearn.federation import Turn
 from fedunlearn.methods.pgd import PGD, ProjectedAscent, reference, squared_radius
 from fedunlearn.needs import NeedsError
@@ -367,6 +368,8 @@ def test_who_never_took_part_is_not_visited(tmp_path: Path) -> None:
 def test_there_must_be_somebody_who_stays(twin: Twin) -> None:
     task = twin.task(all_of("a", "b", "c"))
     with pytest.raises(ValueError, match="PGD needs clients that stay"):
+        next(follow(PGD(), task, 1))  # before anything runs
+    with pytest.raises(ValueError, match="nobody else took part in the last round"):
         list(PGD().unlearn(task))
 
 

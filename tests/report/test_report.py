@@ -14,6 +14,7 @@ from fedunlearn.evaluation.rows import curves
 from fedunlearn.evaluation.scores import average_gap
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.report import figures, tables
+from fedunlearn.report.page import page
 from fedunlearn.report.report import Report, compare, read_report, write_report
 from fedunlearn.runfolder import differences
 
@@ -25,6 +26,24 @@ def test_json_there_and_back(report: Report, tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["tables"]["oracle"][2]["method"] == "FT"
     assert content["format"] == 1
+
+
+def test_every_hyper_parameter_is_told_and_who_else_has_used_it(report: Report) -> None:
+    methods = [{"kind": "Retrain"}, {"kind": "NoT", "include_bias": False, "batchnorm": "leave"}]
+    pgd = {"kind": "PGD", "lr": 0.1, "momentum": 0.9, "iterations": 10, "updates": 5, "clip": 7.0}
+    own = replace(
+        report, labels=("Retrain", "NoT", "PGD"), experiment={**report.experiment, "methods": [*methods, pgd]}
+    )
+    told = {(s.method, s.entry): (s.value, s.origin and (s.origin.preset, s.origin.source)) for s in own.settings()}
+    assert told["NoT", "batchnorm"] == ("leave", ("paper", "supplement"))
+    assert told["NoT", "layers"] == ("first", None)  # which a file cannot say
+    assert told["PGD", "lr"] == (0.1, ("paper-cnn", "supplement"))
+    assert told["PGD", "clip"] == (7.0, None)  # nobody's
+    assert told["PGD", "squared_radius"] == ("not set", None)
+    assert {method for method, _ in told} == {"NoT", "PGD"}
+    html = page([own])
+    assert "preset paper-cnn: supplement of the NoT paper, section 14.1" in html
+    assert html.count("the ball is not listed: a third") == 1
 
 
 def test_the_rules_are_the_experiments(report: Report) -> None:

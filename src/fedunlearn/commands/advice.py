@@ -135,6 +135,9 @@ def recommend_methods(
         about = {"bytes": size.message, "forward_flops": flops.forward, "backward_flops": flops.backward}
         print_json({"model": about, "offers": [offer.summary() for offer in offers]})
         return
+    goes = f"{len(forgotten)} leaving" if scope == "client" else f"a part of each going ({scope})"
+    told = ", ".join(sorted(kept)) or "nothing"
+    print(f"{model}, {clients} clients with {samples} samples, {goes}; kept of the training: {told}")
     print_offers(offers)
 
 

@@ -60,6 +60,11 @@ class PGD(Method):
         ascent = LocalTraining(batches=self.iterations * self.updates, batch_size=size.training.batch_size)
         return size.sent(len(size.forgotten), size.trained(size.forgotten.values(), ascent), down=2)
 
+    def check(self, task: Task) -> None:
+        """Somebody must stay, or there is no mean of the others."""
+        if not task.retained.clients:
+            raise ValueError("PGD needs clients that stay: nobody is left, so drop the model instead")
+
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         """One visit to each who leaves."""
         if resume is not None:

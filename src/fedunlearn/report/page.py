@@ -110,7 +110,7 @@ def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"amount": _amount, "told": told, "inline": _inline}
+    environment.filters |= {"amount": _amount, "told": told, "shown": _shown, "inline": _inline}
     return environment.get_template("template.html").render(
         reports=reports,
         several=len(reports) > 1,
@@ -122,6 +122,7 @@ def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
         measures=MEASURES,
         original=ORIGINAL,
         sources=_SOURCES,
+        preset_notes=_preset_notes,
         reference=REFERENCE,
         colours=COLOURS,
         asked=_asked,
@@ -210,6 +211,16 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 def _kind(table: Mapping[str, Any]) -> str:
     entries = ", ".join(f"{name} {value}" for name, value in table.items() if name != "kind")
     return f"{table['kind']} ({entries})" if entries else str(table["kind"])
+
+
+def _shown(value: Any) -> str:
+    return _kind(value) if isinstance(value, Mapping) and "kind" in value else told(value)
+
+
+def _preset_notes(report: Report) -> list[tuple[str, str, str]]:
+    """What there is to say of the presets in the table, once each."""
+    found = [(setting.method, setting.origin) for setting in report.settings() if setting.origin]
+    return list(dict.fromkeys((method, origin.preset, origin.note) for method, origin in found if origin.note))
 
 
 def _best(report: Report) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,6 +17,8 @@ from fedunlearn.evaluation.published import Block, published
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.stopping import Fixed, Oracle, Recovered, StopRule
 from fedunlearn.evaluation.table import Line, table
+from fedunlearn.layers import First
+from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.presets import Origin, origins
 from fedunlearn.record import RecordError
 from fedunlearn.runfolder import FolderError, RunFolder, differences
@@ -120,8 +122,12 @@ class Report:
         for label, said in zip(self.labels, self.experiment["methods"], strict=False):
             entries = {entry: value for entry, value in said.items() if entry != "kind"}
             known = origins(said["kind"], entries)
+            kind = CATALOGUE.get(said["kind"])  # what a file cannot say, it leaves to the method
+            unsaid = [f for f in dataclasses.fields(cast(Any, kind)) if f.name not in entries] if kind else []
             for entry, value in entries.items():
                 yield Setting(label, entry, value, known.get(entry))
+            for field_ in unsaid:
+                yield Setting(label, field_.name, "first" if isinstance(field_.default, First) else "not set", None)
 
     def table(self, rule: StopRule | None = None) -> list[Line]:
         """A line per method where ``rule`` stops it; None: after all rounds."""
