@@ -37,7 +37,7 @@ from fedunlearn.federation import (
     Turn,
     Work,
 )
-from fedunlearn.methods.negation import Recalibrate
+from fedunlearn.methods.recalibration import Recalibrate
 from fedunlearn.models import build
 from fedunlearn.programs import (
     SGD,

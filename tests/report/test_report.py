@@ -28,6 +28,20 @@ def test_json_there_and_back(report: Report, tmp_path: Path) -> None:
     assert content["format"] == 1
 
 
+def test_a_start_at_chance_does_not_press_the_gaps_together(report: Report) -> None:
+    series = figures.series_of([report])
+    far = [replace(one, label="Far") for one in series if one.method == "NoT"]
+    first, second, *others = far[0].points  # the first is free, and has no place on the axis
+    assert second[0].scores is not None
+    chance = replace(second[0].scores, retain=0, forget=0, test=0)
+    far = [replace(far[0], points=(first, tuple(replace(row, scores=chance) for row in second), *others))]
+    picture = next(iter(figures.prices([*series, *far], [report])))
+    before = next(line for line in report.table() if line.method == "Original").gap.of_means
+    assert picture.figure.axes[0].get_ylim() == (0, pytest.approx(1.6 * before))
+    assert "Starts above the axis: " in picture.caption
+    assert f"Far {far[0].gaps()[1]:.0f}" in picture.caption
+
+
 def test_every_hyper_parameter_is_told_and_who_else_has_used_it(report: Report) -> None:
     methods = [{"kind": "Retrain"}, {"kind": "NoT", "include_bias": False, "batchnorm": "leave"}]
     pgd = {"kind": "PGD", "lr": 0.1, "momentum": 0.9, "iterations": 10, "updates": 5, "clip": 7.0}

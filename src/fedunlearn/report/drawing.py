@@ -154,4 +154,4 @@ def _short(label: str) -> str:
 
 def _columns(labels: Sequence[str]) -> int:
     longest = min(max(map(len, labels), default=1), _LABEL)
-    return max(1, min(len(labels), 52 // (longest + 5)))
+    return max(1, min(len(labels), 62 // (longest + 6)))

@@ -95,7 +95,10 @@ def series_of(reports: Sequence[Report]) -> list[Series]:
         for method in report.methods:
             points = tuple(zip(*by_method[method].values(), strict=True))
             label = f"{report.name}: {method}" if several else method
-            dash = _DASHES[number % len(_DASHES)] if several or method != REFERENCE else (0, (5, 2))
+            again = others.index(method) // len(_OWN) if method in others else 0  # with a colour that others have
+            dash = _DASHES[(number if several else again) % len(_DASHES)]
+            if method == REFERENCE and not several:
+                dash = (0, (5, 2))
             marker = _MARKERS[methods.index(method) % len(_MARKERS)]
             found.append(Series(label, method, number, points, retrain, colours[method], marker, dash))
     return found
@@ -136,7 +139,7 @@ def prices(series: Sequence[Series], reports: Sequence[Report]) -> Iterator[Pict
     for kind, what in kinds.items():
         legend = [*(one.label for one in series), ORIGINAL]
         with axes_for("Average gap to Retrain", what, "percentage points", legend=legend) as (figure, axes):
-            ends = []
+            ends, shown = [], {}
             for one in series:
                 paid = [
                     (x, y)
@@ -146,19 +149,20 @@ def prices(series: Sequence[Series], reports: Sequence[Report]) -> Iterator[Pict
                 if not paid:
                     continue
                 _line(axes, one, *zip(*paid, strict=True))
+                shown[one.label] = paid
                 best = min(paid, key=lambda point: point[1])
                 ends.append(f"{one.label} at best {best[1]:.2f} after {best[0]:.3g}, at last {paid[-1][1]:.2f}")
             for number, gap in enumerate(originals):
                 axes.axhline(gap, color=LIGHT["faint"], linewidth=1, linestyle=":", label=None if number else ORIGINAL)
             axes.set_xscale("log")
+            above = _focus_gaps(axes, shown, originals)
             low, high = axes.get_xlim()
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 40 * low else (1,)))
             axes.xaxis.set_major_formatter(EngFormatter(_UNITS[kind], sep="\N{NO-BREAK SPACE}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_ylim(bottom=0)
             put_legend(figure, axes)
         alt = f"Average gap to Retrain in percentage points against {what}: {'; '.join(ends)}."
-        caption = f"Average gap against {what}; both from the request on."
+        caption = f"Average gap against {what}; both from the request on.{above}"
         if cached and kind == "seconds":
             caption += f" {REFERENCE}'s seconds are of the earlier run that did it, and may compare badly."
         yield Picture(f"gap-{kind}", figure, alt, caption)
@@ -262,7 +266,21 @@ def partition(report: Report, prefix: str = "") -> Picture:
 
 def _line(axes: Axes, one: Series, x: Sequence[float], y: Sequence[float]) -> None:
     every = max(len(x) // 8, 1)  # markers tell methods apart without colour; one at every round would hide the line
-    axes.plot(x, y, color=LIGHT[one.colour], linestyle=one.dash, marker=one.marker, markevery=every, label=one.label)
+    front = 3 if one.method in (REFERENCE, "NoT") else 2
+    style: Any = {"color": LIGHT[one.colour], "linestyle": one.dash, "marker": one.marker, "zorder": front}
+    axes.plot(x, y, markevery=every, label=one.label, **style)
+
+
+def _focus_gaps(axes: Axes, shown: Mapping[str, Sequence[tuple[float, float]]], originals: Sequence[float]) -> str:
+    """An axis for gaps that are of use: a model at chance, where many a method starts, would press them together."""
+    top = 1.6 * max(originals)
+    starts = [f"{label} {points[0][1]:.0f}" for label, points in shown.items() if points[0][1] > top]
+    within = [x for points in shown.values() for x, y in points if y <= top]
+    if not starts or not within:
+        axes.set_ylim(bottom=0)
+        return ""
+    axes.set(xlim=(min(within) / 1.15, max(within) * 1.15), ylim=(0, top))
+    return f" Starts above the axis: {', '.join(starts)}."
 
 
 def _focus(axes: Axes, shown: Mapping[str, Sequence[float]]) -> str:
