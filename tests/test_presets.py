@@ -65,7 +65,7 @@ def test_what_stands_beside_a_preset_goes_before_it() -> None:
             {"kind": "PGD", "preset": 3},
             "preset: must be paper-cnn or paper-resnet18 or paper-vit or original or tuned-fashion, not 3",
         ),
-        ({"kind": "PGD", "preset": "original", "lr": -1.0}, "lr: Input should be greater than 0"),
+        ({"kind": "PGD", "preset": "original", "lr": -1.0}, "lr: must be greater than 0, not -1.0"),
     ],
 )
 def test_what_is_no_preset_is_told(table: dict[str, Any], sentence: str) -> None:

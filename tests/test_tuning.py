@@ -84,7 +84,7 @@ def test_what_cannot_be_tuned_is_told_before_anything_runs(plan_file: Path) -> N
         Search.of({"kind": "FT"}, plan)
     with pytest.raises(ExperimentError, match="did you mean PGD"):
         Search.of({"kind": "pgd"}, plan)
-    with pytest.raises(ExperimentError, match="rate: is unknown"):
+    with pytest.raises(ExperimentError, match="rate: is unknown; there are lr, momentum"):
         Search.of({"kind": "PGD"}, plan, {"rate": [1.0]})
     with pytest.raises(ValueError, match="seed 3 is the only one"):
         Search.of({"kind": "PGD"}, load(plan_file, ["seeds=[3]"]))
@@ -108,5 +108,6 @@ def test_the_command_says_what_it_tried_and_found(
     told = capsys.readouterr().out
     assert "Tried on seed 3" in told
     assert '[[methods]]\nkind = "FedQUIT"\nlr = ' in told
+    assert "on seed 3, which chose it; " in told.splitlines()[-1]
     with pytest.raises(ValueError, match="--grid lr says nothing to try"):
         app(["tune", "FedQUIT", str(plan_file), "--grid", "lr"], standalone_mode=False)

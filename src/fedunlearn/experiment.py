@@ -25,7 +25,7 @@ from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.perturbation import PERTURBATIONS
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.presets import presets
-from fedunlearn.problems import meant, sentences, short, unfit, wrong
+from fedunlearn.problems import meant, sentence, sentences, short, unfit, wrong
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
 from fedunlearn.task import Method
@@ -285,8 +285,10 @@ def made(table: Mapping[str, Any]) -> Method:
     try:
         return cast(Method, _METHODS(table))
     except ValidationError as error:
-        wrongs = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        raise ExperimentError(wrongs) from None
+        raise ExperimentError(
+            f"{'.'.join(map(str, problem['loc']))}: {sentence(problem, problem['loc'], Experiment)}"
+            for problem in error.errors()
+        ) from None
 
 
 def resolved(value: Any) -> Any:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from fedunlearn.tomlfile import Document, KeyPath
 
-__all__ = ["again", "meant", "sentences", "short", "unfit", "unknown", "wrong"]
+__all__ = ["again", "meant", "sentence", "sentences", "short", "unfit", "unknown", "wrong"]
 
 _SHOULD = re.compile(r"\w+ should (be|have|match) (.+?)(?: after validation)?(?:, not \d+)?")
 _WORDS = {  # JSON's, as pydantic says them, and ours
@@ -55,8 +55,8 @@ def sentences(
         path = _reached(
             problem["loc"], document.table, whole=problem["type"] in ("missing", "unexpected_keyword_argument")
         )
-        told.setdefault(path, []).append(_sentence(problem, path, root))
-    told |= {path: [sentence] for path, sentence in unsayable.items()}
+        told.setdefault(path, []).append(sentence(problem, path, root))
+    told |= {path: [wrong_there] for path, wrong_there in unsayable.items()}
     inner = {path[:depth] for path in told for depth in range(len(path))}  # of a union's members, who got further knows
     return [
         f"{document.place(path)}: {'.'.join(map(str, path))}: {_joined(told[path])}"
@@ -75,7 +75,8 @@ def _reached(loc: KeyPath, table: Any, *, whole: bool) -> KeyPath:
     return path
 
 
-def _sentence(problem: ErrorDetails, path: KeyPath, root: type) -> str:
+def sentence(problem: ErrorDetails, path: KeyPath, root: type) -> str:
+    """What is wrong at one place."""
     if problem["type"] == "missing":
         return "is missing"
     if problem["type"] == "unexpected_keyword_argument":
@@ -94,7 +95,7 @@ def _joined(says: Sequence[str]) -> str:
     """What the members of a union say of the same value, in one sentence."""
     if len(says) == 1:
         return re.sub(r"^must be text, not (-?[\d.]+)$", r'must be text, not \1: write "\1"', says[0])
-    alike = [sentence.removeprefix("must be ").rsplit(", not ", 1) for sentence in says]
+    alike = [one.removeprefix("must be ").rsplit(", not ", 1) for one in says]
     if all(len(parts) == 2 for parts in alike):
         return f"must be {' or '.join(dict.fromkeys(parts[0] for parts in alike))}, not {alike[0][1]}"
     return " or ".join(dict.fromkeys(says))

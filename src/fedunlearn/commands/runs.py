@@ -107,6 +107,11 @@ def tune_method(
         print_json({"seed": search.seed, "trials": said, "folder": str(page.parent), **report.summary()})
         return
     _show(report, page, as_json)
+    label = search.testing(found[0].method).labels[-1]
+    for line in report.table():  # it may have diverged on another seed
+        if line.method == label:
+            there, here = f"{found[0].gap:.2f} on seed {search.seed}", f"{line.gap.of_means:.2f} on the others"
+            print(f"gap of the best: {there}, which chose it; {here}")
 
 
 def report_run(
