@@ -250,7 +250,7 @@ def test_the_same_seed_gives_the_same_bits_with_two_workers(tmp_path: Path) -> N
 def test_variants_of_a_method_have_lines_of_their_own(tmp_path: Path) -> None:
     methods = '[{kind = "Retrain"}, {kind = "NoT"}, {kind = "NoT", layers = "head", include_bias = true}]'
     plan = tiny(tmp_path, f"methods={methods}")
-    assert plan.labels == ("Retrain", "NoT()", "NoT(layers=head, include_bias=True)")
+    assert plan.labels == ("Retrain", "NoT", "NoT(layers=head, include_bias=True)")
     assert [line.method for line in table(run(plan, tmp_path / "run", workers=1))] == ["Original", *plan.labels]
 
 

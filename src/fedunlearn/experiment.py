@@ -312,7 +312,7 @@ def resolved(value: Any) -> Any:
 def _labels(methods: Sequence[Method]) -> tuple[str, ...]:
     names = [method.name for method in methods]
     said = [
-        name if names.count(name) == 1 else f"{name}({_said(method)})"
+        f"{name}({_said(method)})" if names.count(name) > 1 and _said(method) else name
         for name, method in zip(names, methods, strict=True)
     ]
     return tuple(
