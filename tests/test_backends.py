@@ -194,6 +194,15 @@ def test_what_does_not_travel_is_an_error_and_no_deadlock(two_workers: InProcess
     assert len(list(two_workers.run(TRAINING, weights, TURN))) == 4
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """However the tests were started: a shell's background jobs ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_does_not_wait_for_clients_at_work() -> None:
     federation = small_federation(workers=2)
     weights = federation.architecture.fresh(0)

@@ -897,7 +897,15 @@ def test_fashion_client_killed_at_fifty_instants_ends_in_the_same_report(tmp_pat
 
 
 def test_those_that_are_shipped_can_be_read() -> None:
-    assert list(shipped()) == ["fashion-client", "layers-vit", "layers", "perturbations", "quickstart"]
+    assert list(shipped()) == [
+        "fashion-client-all",
+        "fashion-client-search",
+        "fashion-client",
+        "layers-vit",
+        "layers",
+        "perturbations",
+        "quickstart",
+    ]
     for name in shipped():
         plan = load(name)
         assert plan.title
