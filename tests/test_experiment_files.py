@@ -710,7 +710,7 @@ def test_perturbations_are_read_by_their_kinds_and_told_apart_by_what_is_peculia
     )
     assert plan.labels[1:] == (
         "Negate",
-        "FlipSigns()",
+        "FlipSigns",
         "FlipSigns(share=1.0)",
         "Shrink(fresh=0.1, layers=['conv1', 'head'], recalibrate=True)",
         "Shrink(layers=*)",
