@@ -177,7 +177,8 @@ def needs_are_true(case: Case) -> None:
             gone = replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained)
             _does_without(case, "the client that leaves", gone)
     if needs.forget_data == "inputs":
-        blind = _does_without(case, "the labels", _with(task, forgotten=_blindfolded, everyone=_blindfolded))
+        blindfolded = partial(_Asked, ask=_WithoutLabels)
+        blind = _does_without(case, "the labels", _with(task, forgotten=blindfolded, everyone=blindfolded))
         _same_rounds(plain, blind, "with labels of the forgotten samples hidden,")
     if not needs.retain_online:
         _does_without(case, "the clients that stay", _with(task, retained=_Denied, everyone=_Denied))
@@ -442,10 +443,6 @@ class _Around:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
-
-
-def _blindfolded(inner: Federation) -> _Asked:
-    return _Asked(inner, _WithoutLabels)
 
 
 @dataclass(frozen=True)

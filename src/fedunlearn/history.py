@@ -26,6 +26,7 @@ from fedunlearn.weights import Weights
 __all__ = [
     "FORMAT",
     "KINDS",
+    "ROWS",
     "History",
     "HistoryError",
     "HistoryKind",
@@ -46,7 +47,7 @@ KINDS: tuple[HistoryKind, ...] = get_args(HistoryKind)
 FORMAT = 1
 _NORM_BYTES = 4  # float32
 
-_ROWS: tuple[Literal["sum", "last_local"], ...] = ("sum", "last_local")
+ROWS: tuple[Literal["sum", "last_local"], ...] = ("sum", "last_local")
 _ENTRIES = ("clients", "samples", "norms")
 """What a segment holds of each update: of whom (position), behind it, and ``(L,)``; beside them the kept rounds'
 ``numbers`` and ``counts`` of updates. So whoever took no part takes no space."""
@@ -272,7 +273,7 @@ class History:
         if not self._about["unlearnings"]:
             return
         self.layout.sweep()
-        for kind in _ROWS:
+        for kind in ROWS:
             if kind not in self._about["kinds"] and self.layout.rows(kind).exists():
                 shutil.rmtree(self.layout.rows(kind))
         lost = [self._about["clients"].index(client) for client in self._about["forgotten"]]

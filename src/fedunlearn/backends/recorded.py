@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fedunlearn.federation import ClientId, Federation, Program, Reply, Turn
 from fedunlearn.history import (
     FORMAT,
     KINDS,
+    ROWS,
     History,
     HistoryError,
     HistoryKind,
@@ -36,7 +37,6 @@ from fedunlearn.weights import Weights
 
 __all__ = ["Recorded", "Recorder"]
 
-_ROWS: tuple[Literal["sum", "last_local"], ...] = ("sum", "last_local")
 _NORMS: tuple[HistoryKind, ...] = ("norms", "updates")  # kinds with norms
 
 
@@ -69,7 +69,7 @@ class Recorder:
             raise ValueError(f"every must be at least 1, not {every}")
         self._layout, self._kinds, self._clients, self._every = Layout(Path(folder)), set(kinds), tuple(clients), every
         self._position = {client: at for at, client in enumerate(self._clients)}
-        self._rows = [kind for kind in _ROWS if kind in self._kinds]
+        self._rows = [kind for kind in ROWS if kind in self._kinds]
         self._ready = False  # whether the folder is ours to write to
         self._restart(0)
 

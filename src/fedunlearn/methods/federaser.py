@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -124,10 +124,7 @@ _ZERO = 1e-12
 def _accumulated(task: Task, weights: Weights, old: Kept) -> Weights:
     """One old round of those who stay, as it was."""
     mean = Average(like=weights)
-    for client in _staying(task, old):
-        mean.add(weights + old.updates[client], old.samples[client])
+    for client, samples in old.samples.items():
+        if client not in task.targets:
+            mean.add(weights + old.updates[client], samples)
     return mean.result() if mean.total else weights
-
-
-def _staying(task: Task, old: Kept) -> Sequence[str]:
-    return [client for client in old.samples if client not in task.targets]

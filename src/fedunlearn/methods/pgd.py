@@ -73,15 +73,15 @@ class PGD(Method):
         kept = task.history.last
         last = {target: kept[target] for target in kept if target in task.targets}  # of those who ever took part
         start = reference(task.weights, last.values())
+        radius = self.squared_radius or squared_radius(start, [task.fresh("radius", n) for n in range(10)])
         mean = Average(like=task.weights)
         for target, (own, _) in last.items():
-            for _, reply in task.forgotten.run(self._ascent(task, own, start), start, task.turn(), [target]):
+            for _, reply in task.forgotten.run(self._ascent(task, own, radius), start, task.turn(), [target]):
                 assert reply.weights is not None
                 mean.add(reply.weights, reply.samples)
         yield Round(0, mean.result() if mean.total else start)
 
-    def _ascent(self, task: Task, own: Weights, start: Weights) -> ProjectedAscent:
-        radius = self.squared_radius or squared_radius(start, [task.fresh("radius", n) for n in range(10)])
+    def _ascent(self, task: Task, own: Weights, radius: float) -> ProjectedAscent:
         steps = self.iterations * self.updates
         sgd = SGD(self.lr, self.momentum, 0.0)
         return ProjectedAscent(own, radius, self.squared_stop_distance, sgd, steps, self.clip, task.training.batch_size)
