@@ -32,7 +32,7 @@ from fedunlearn.layers import (
 from fedunlearn.names import NO_NEGATIVE_ZERO, Layer, bias_of, guess_kinds, pick
 from fedunlearn.weights import Weights, unwrap
 
-__all__ = ["negate", "negate_layers"]
+__all__ = ["negate", "negate_layers", "rows_of"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -214,12 +214,12 @@ def _negate_module(model: nn.Module, chosen: Plan, optimizer: torch.optim.Optimi
     with torch.no_grad():
         # Means first: 2b - m reads the bias as it was.
         for mean in chosen.means:
-            rows = _rows(buffers[mean.part.name], mean.part)
+            rows = rows_of(buffers[mean.part.name], mean.part)
             rows.copy_(_followed(rows, mean, parameters))
         for part in chosen.parts:
-            _flip(_rows(parameters[part.name], part))
+            _flip(rows_of(parameters[part.name], part))
             for direction in _directions(optimizer, parameters[part.name]):
-                _rows(direction, part).zero_()
+                rows_of(direction, part).zero_()
 
 
 def _negated_weights(weights: Weights, chosen: Plan) -> Weights:
@@ -231,10 +231,10 @@ def _negated_weights(weights: Weights, chosen: Plan) -> Weights:
     for name in {mean.part.name for mean in chosen.means}:
         buffers[name] = buffers[name].clone()
     for mean in chosen.means:
-        rows = _rows(buffers[mean.part.name], mean.part)
+        rows = rows_of(buffers[mean.part.name], mean.part)
         rows.copy_(_followed(rows, mean, weights.parameters))
     for part in parts:
-        _flip(_rows(parameters[part.name], part))
+        _flip(rows_of(parameters[part.name], part))
     return replace(weights, parameters=parameters, buffers=buffers, negations=(*weights.negations, chosen.names))
 
 
@@ -248,14 +248,15 @@ def _require_fit(chosen: Plan, parameters: Mapping[str, Tensor], buffers: Mappin
             raise LayerError(f"the plan is for another architecture: {part} has too many rows")
 
 
-def _rows(tensor: Tensor, part: Part) -> Tensor:
+def rows_of(tensor: Tensor, part: Part) -> Tensor:
+    """What a part means of its tensor, as a view of it."""
     return tensor if part.rows is None else tensor[part.rows[0] : part.rows[1]]
 
 
 def _followed(mean: Tensor, how: Mean, parameters: Mapping[str, Tensor]) -> Tensor:
     if how.rule == "-m":
         return -mean
-    bias = _rows(parameters[how.bias], how.part).to(mean.dtype)
+    bias = rows_of(parameters[how.bias], how.part).to(mean.dtype)
     return 2 * bias - mean if how.rule == "2b - m" else mean - 2 * bias
 
 

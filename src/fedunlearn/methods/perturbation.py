@@ -23,7 +23,7 @@ from fedunlearn.layers import FIRST, LayerError, Part, Plan, Selection, layers, 
 from fedunlearn.methods.recalibration import recalibrated, recalibration
 from fedunlearn.names import bias_of
 from fedunlearn.needs import Needs, Size
-from fedunlearn.negation import negate
+from fedunlearn.negation import negate, rows_of
 from fedunlearn.randomness import generator
 from fedunlearn.rounds import Round
 from fedunlearn.task import Method, Task
@@ -207,7 +207,7 @@ class PruneAndReinitialise(Perturbation):
     def __call__(self, task: Task, parts: Sequence[Part]) -> Weights:
         """See `Perturbation`."""
         fresh = _fresh(task)
-        sizes = [_rows(task.weights.parameters[part.name], part).double().abs() for part in parts]
+        sizes = [rows_of(task.weights.parameters[part.name], part).double().abs() for part in parts]
         order = torch.cat([size.reshape(-1) for size in sizes]).argsort(stable=True)
         pruned = torch.zeros(len(order), dtype=torch.bool)
         pruned[order[: math.floor(self.share * len(order))]] = True
@@ -336,19 +336,15 @@ def _changed(weights: Weights, parts: Sequence[Part], change: Callable[[Part, Te
     for name in {part.name for part in parts}:
         parameters[name] = parameters[name].clone()
     for part in parts:
-        rows = _rows(parameters[part.name], part)
+        rows = rows_of(parameters[part.name], part)
         rows.copy_(change(part, rows.to(torch.float64, copy=True)))
     return replace(weights, parameters=parameters)
-
-
-def _rows(tensor: Tensor, part: Part) -> Tensor:
-    return tensor if part.rows is None else tensor[part.rows[0] : part.rows[1]]
 
 
 def _fresh(task: Task) -> Callable[[Part], Tensor]:
     """The parts of one fresh draw, in float64."""
     drawn = task.fresh("perturbation")
-    return lambda part: _rows(drawn.parameters[part.name], part).double()
+    return lambda part: rows_of(drawn.parameters[part.name], part).double()
 
 
 def _rng(task: Task, part: Part) -> Generator:
