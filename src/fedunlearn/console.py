@@ -78,6 +78,11 @@ def print_report(report: Report) -> None:
         price.add_row(line.method, f"{line.rounds:g}", *_price(line), *stored, f"{line.gap.mean:.2f}", style=style)
     out.print(quality)
     out.print(price)
+    if each := report.each():
+        alone = _table(*(f"Gap, request {number}" for number in range(1, len(each) + 1)), first="Each by itself")
+        for of_all in zip(*each, strict=True):
+            alone.add_row(of_all[0].method, *(f"{line.gap.of_means:.2f}" for line in of_all))
+        out.print(alone)
     stops = _table("Stop rule", "Rounds", "Avg. gap", "Bytes", "FLOPs", "Seconds")
     for rule in report.rules[1:]:
         for line in report.table(rule):

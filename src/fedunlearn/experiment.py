@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import InitErrorDetails
 
 from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Turned
@@ -17,7 +19,7 @@ from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.experiments import shipped
-from fedunlearn.federation import ClientId
+from fedunlearn.federation import ClientId, Predicate
 from fedunlearn.history import HistoryKind
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
@@ -25,9 +27,9 @@ from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.perturbation import PERTURBATIONS
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.presets import presets
-from fedunlearn.problems import meant, sentence, sentences, short, unfit, wrong
+from fedunlearn.problems import again, meant, sentence, sentences, short, unfit, wrong
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
-from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
+from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, ForgetShare
 from fedunlearn.task import Method
 from fedunlearn.tomlfile import TomlError, read
 from fedunlearn.tomlkinds import Kinds, as_json, sayable
@@ -78,11 +80,34 @@ class _Methods(Kinds):
         return {**known[wanted].values, **entries}
 
 
+class _Requests(Kinds):
+    """Requests; an array of them is several at once."""
+
+    def __call__(self, table: Any) -> Any:
+        """See `Kinds`."""
+        if isinstance(table, AnyOf) or not isinstance(table, (list, tuple)):
+            return table if isinstance(table, AnyOf) else super().__call__(table)
+        if not table:
+            raise ValueError("must name one request at least")
+        problems: list[InitErrorDetails] = []
+        requests = []
+        for position, entry in enumerate(table):
+            try:
+                requests.append(super().__call__(entry))
+            except ValidationError as error:
+                problems += [{**again(one), "loc": (position, *one["loc"])} for one in error.errors()]
+            except ValueError as error:
+                problems.append({**wrong("request", str(error), entry), "loc": (position,)})
+        if problems:
+            raise ValidationError.from_exception_data("request", problems)
+        return requests[0] if len(requests) == 1 else AnyOf(tuple(requests))
+
+
 _PARTITIONS = Kinds(Iid=Iid, Dirichlet=Dirichlet)
 _TREATMENTS = Kinds(Turned=Turned)
 _OPTIMIZERS = Kinds(SGD=SGD, Adam=Adam)
 _SCHEDULES = Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
-_REQUESTS = Kinds(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances)
+_REQUESTS = _Requests(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances, Share=ForgetShare)
 _STOP_RULES = Kinds(Recovered=Recovered)
 _METHODS = _Methods(Method, **CATALOGUE)
 _ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS, PERTURBATIONS)
@@ -102,7 +127,7 @@ class Data:
 
     Attributes:
         name: of a data set, see `fedunlearn.data.datasets.load`.
-        clients: their number; they are called "0", "1", ...
+        clients: their number; they are called "0", "1", ... One: centralized unlearning, whose rounds are epochs.
         samples: training samples that a client gets on average, validation included; None: all are dealt out.
         partition: how they are dealt out.
         validation: share that each client keeps for validation.
@@ -112,7 +137,7 @@ class Data:
     """
 
     name: str
-    clients: int = Field(default=10, ge=2)
+    clients: int = Field(default=10, ge=1)
     samples: int | None = Field(default=None, ge=1)
     partition: Partition = Iid()
     validation: float = Field(default=0.2, ge=0, lt=1)
@@ -134,10 +159,12 @@ class Training:
 
     Attributes:
         rounds: of the first training, and of Retrain.
+        participation: share of the clients that take part in a round, see `fedunlearn.backends.sampled.Sampled`.
         optimizer, schedule, epochs, batch_size, clip: see `fedunlearn.programs.LocalTraining`.
     """
 
     rounds: _Rounds
+    participation: float = Field(default=1.0, gt=0, le=1)
     optimizer: Optimizer = SGD()
     schedule: Schedule = Constant()
     epochs: float = Field(default=1.0, gt=0)
@@ -155,6 +182,9 @@ class Recovery:
 
     Attributes:
         rounds: of recovery, the same for every method; Retrain has as many as the first training.
+        budget: what counts as a round: those of recovery alone, or "all" in which clients work, the unlearning step's
+            among them, which are then scored like those of recovery. Centralized methods are compared so, at the
+            same number of epochs.
         evaluate_every: rounds between two scorings; the first state and the last are scored too.
         stop: the rule that needs no Retrain model; what it would have given is reported beside the fixed number
             of rounds and the paper's oracle.
@@ -162,6 +192,7 @@ class Recovery:
 
     rounds: _Rounds
     evaluate_every: _Rounds = 5
+    budget: Literal["recovery", "all"] = "recovery"
     stop: StopRule = Recovered()
 
 
@@ -205,7 +236,10 @@ class Experiment:
         published: the paper's results to show beside ours: table, data set and network, as
             `fedunlearn.evaluation.published` knows them.
         data, model, training, recovery, keep: see there.
-        request: what is to be forgotten.
+        request: what is to be forgotten; an array of requests: all of it at once.
+        then: what is asked later, one request after the other: each method goes on from the model that it has left.
+        earlier: what was asked before; `stages` sets it.
+        left: clients who have left before anybody could ask them to help.
         methods: that are compared; Retrain, the reference, is always among them. Hyper-parameters may be those of a
             preset (`fedunlearn.presets`). Your own as ``package.module:Class``.
         seeds: one whole run each: partition, initial weights, order of batches.
@@ -221,8 +255,29 @@ class Experiment:
     minutes: float | None = Field(default=None, gt=0)
     published: Annotated[str, AfterValidator(require_published)] | None = None
     keep: Keep = Keep()
+    then: tuple[Request, ...] = ()
+    earlier: tuple[Request, ...] = ()
+    left: tuple[ClientId, ...] = ()
     methods: Annotated[tuple[Contender, ...], AfterValidator(_comparable)] = (Retrain(), FineTune(), NoT())
     seeds: Annotated[tuple[_Seed, ...], AfterValidator(_distinct_seeds)] = Field(default=(0, 1, 2), min_length=1)
+
+    def __post_init__(self) -> None:
+        if self.then and not self.keep.last:
+            raise ValueError("keep.last must be true where requests follow (then): each method goes on from its model")
+
+    @property
+    def stages(self) -> tuple[Experiment, ...]:
+        """One experiment for each request that follows another; itself, where none does."""
+        requests = (self.request, *self.then)
+        return tuple(
+            replace(self, request=request, then=(), earlier=(*self.earlier, *requests[:number]))
+            for number, request in enumerate(requests)
+        )
+
+    @property
+    def forgotten(self) -> Predicate:
+        """All that has been asked to be forgotten, once this request is answered."""
+        return AnyOf((*self.earlier, self.request)) if self.earlier else cast(Predicate, self.request)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -241,7 +296,8 @@ class Experiment:
     @property
     def total_rounds(self) -> int:
         """How many rounds a run has, first training included, unlearning steps not."""
-        return len(self.seeds) * (self.training.rounds + sum(map(self.rounds, self.methods)))
+        once = len(self.seeds) * (self.training.rounds + sum(map(self.rounds, self.methods)))
+        return once * (1 + len(self.then))
 
 
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -299,6 +355,8 @@ def resolved(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {str(key): resolved(item) for key, item in value.items() if sayable(item)}
+    if isinstance(value, AnyOf):
+        value = value.requests
     if isinstance(value, (tuple, list)):
         return [resolved(item) for item in value]
     if not dataclasses.is_dataclass(value):

@@ -25,10 +25,11 @@ from fedunlearn.environment import environment
 from fedunlearn.experiment import Experiment, resolved
 from fedunlearn.record import Record, copy_durably
 
-__all__ = ["Cache", "FolderError", "RunFolder", "differences", "leaves"]
+__all__ = ["Cache", "FolderError", "RunFolder", "differences", "folders", "leaves", "runs_in"]
 
 _EXPERIMENT, _ENVIRONMENT, _PARTITION, _LOCK = "experiment.toml", "environment.json", "partition.json", ".lock"
 
+_REQUEST = "request"  # folders of the runs, one for each request
 _SAID = ("title", "story", "minutes", "published")
 _NAME = 60  # letters of a folder's name: file systems end at 255 bytes
 _FILES = "files.json"  # of an entry of the cache
@@ -37,6 +38,19 @@ _LONG_AGO = 24 * 3600.0  # seconds: no model takes so long to be copied
 
 class FolderError(ValueError):
     """A folder cannot take a run, or holds none; the sentence says what to do."""
+
+
+def folders(experiment: Experiment, folder: Path) -> list[Path]:
+    """Where the runs of an experiment are: in ``folder`` itself, or, where requests follow, one for each below it."""
+    if not experiment.then:
+        return [folder]
+    return [folder / f"{_REQUEST}-{number}" for number in range(1, len(experiment.then) + 2)]
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs that there are in a folder, or below it where requests followed one another; else the folder itself."""
+    below = sorted(folder.glob(f"{_REQUEST}-[0-9]*"), key=lambda path: (len(path.name), path.name))
+    return [folder] if (folder / _EXPERIMENT).exists() or not below else below
 
 
 class RunFolder:

@@ -19,15 +19,16 @@ from fedunlearn.environment import determinants
 from fedunlearn.evaluation.cost import Account
 from fedunlearn.evaluation.follow import Step, recovering, timed, unlearning
 from fedunlearn.evaluation.rows import ORIGINAL, Row
-from fedunlearn.evaluation.scores import Scores, validate
+from fedunlearn.evaluation.scores import Scores
 from fedunlearn.experiment import Experiment, resolved
-from fedunlearn.federation import Federation, Phase
+from fedunlearn.federation import Federation, Phase, Traffic, Work
 from fedunlearn.history import KINDS, History, HistoryError, kept_bytes
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.needs import NeedsError
 from fedunlearn.programs import Diverged
 from fedunlearn.record import Record
 from fedunlearn.rounds import fedavg
-from fedunlearn.runfolder import Cache, RunFolder
+from fedunlearn.runfolder import Cache, RunFolder, folders
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method
 from fedunlearn.weights import Weights
@@ -48,6 +49,9 @@ def run(
 ) -> Generator[Row, None, None]:
     """Run an experiment; a row after every round, and those that the folder holds already.
 
+    Where requests follow one another, each has a run of its own, in a folder below (`runs_of`), which goes on from
+    the models that the one before it left.
+
     Args:
         experiment: to run.
         folder: for the run; see `RunFolder`. If a run of the same experiment was broken off there, this goes on.
@@ -58,24 +62,29 @@ def run(
 
     Raises:
         FolderError: the folder is in use, or holds something else.
-        NeedsError: a method cannot answer this request; nothing has run.
+        NeedsError: a method cannot answer a request; nothing has run.
         HistoryError: what was recorded of the first training is broken.
         ValueError: there is no room for what is to be recorded, or data set, network and request do not go together;
             nothing has run.
         ClientError: the first training or Retrain diverged, or the user's code failed.
     """
-    home = RunFolder(folder)
-    home.require_usable()
-    setting = Setting.of(experiment, workers=workers, data_dir=data_dir)
-    decides = {**determinants(best_device()), **setting.digests()}
-    simulations = [Simulation(setting, seed) for seed in experiment.seeds]
-    for simulation in simulations:
+    homes = [RunFolder(path) for path in folders(experiment, folder)]
+    for home in homes:
+        home.require_usable()
+    first = Setting.of(experiment, workers=workers, data_dir=data_dir)
+    decides = {**determinants(best_device()), **first.digests()}
+    settings = [dataclasses.replace(first, experiment=stage) for stage in experiment.stages]
+    simulations = [[Simulation(setting, seed) for seed in experiment.seeds] for setting in settings]
+    for simulation in chain.from_iterable(simulations):
         _require_able(simulation)
-    _require_room(experiment, setting.architecture.fresh(0), home)
-    with home.claimed(experiment, {**decides, **setting.own_methods()}, command):
-        for simulation in simulations:
-            home.write_partition(simulation.seed, dataclasses.asdict(simulation.partition))
-            yield from _Seed(simulation, home, Cache(cache) if cache else None, decides).rows()
+    _require_room(experiment, first.architecture.fresh(0), homes[0])
+    before: RunFolder | None = None
+    for home, setting, seeds in zip(homes, settings, simulations, strict=True):
+        with home.claimed(setting.experiment, {**decides, **setting.own_methods()}, command):
+            for simulation in seeds:
+                home.write_partition(simulation.seed, dataclasses.asdict(simulation.partition))
+                yield from _Seed(simulation, home, Cache(cache) if cache else None, decides, before).rows()
+        before = home
 
 
 def _require_able(simulation: Simulation) -> None:
@@ -84,6 +93,11 @@ def _require_able(simulation: Simulation) -> None:
     task = simulation.task(simulation.federation, setting.architecture.fresh(0), proxy=simulation.proxy)
     found = dataclasses.replace(task.circumstances, history=experiment.history)  # which training will record
     for method in experiment.methods:
+        if experiment.earlier and method.needs.history is not None:
+            raise NeedsError(
+                f"{method.name} needs a history that leads to the model at hand, and after a first request there is "
+                "none: leave it out where requests follow one another"
+            )
         method.needs.require(found, method.name)
         method.check(task)
 
@@ -114,10 +128,15 @@ class _Seed:
     """One seed of a run."""
 
     def __init__(
-        self, simulation: Simulation, folder: RunFolder, cache: Cache | None, decides: Mapping[str, str]
+        self,
+        simulation: Simulation,
+        folder: RunFolder,
+        cache: Cache | None,
+        decides: Mapping[str, str],
+        before: RunFolder | None,
     ) -> None:
         self.simulation, self.folder, self.cache, self.decides = simulation, folder, cache, decides
-        self.seed, self.plan = simulation.seed, simulation.setting.experiment
+        self.seed, self.plan, self.before = simulation.seed, simulation.setting.experiment, before
 
     def rows(self) -> Iterator[Row]:
         """All of the seed, part by part."""
@@ -136,8 +155,14 @@ class _Seed:
             history = training.history
             for position, (method, label) in enumerate(zip(self.plan.methods, self.plan.labels, strict=True), 2):
                 record = self.folder.record(self.seed, position, label)
+                earlier = self.before.record(self.seed, position, label) if self.before else None
+                if earlier is not None and earlier.failed:
+                    record.begin()
+                    record.finish(label, failed=f"at an earlier request: {earlier.failed}")
+                    continue
+                start = _last(earlier) if earlier else weights
                 rounds = self.plan.rounds(method)
-                yield from _Contender(self, record, label, rounds, method, weights, history).rows()
+                yield from _Contender(self, record, label, rounds, method, start, history).rows()
         except HistoryError as error:
             folder = training.record.folder
             raise HistoryError(f"{error} (in this run: remove {folder}, and the same command does it anew)") from error
@@ -145,8 +170,7 @@ class _Seed:
     def _original(self, last: Row, weights: Weights) -> Row:
         record = self.folder.record(self.seed, 1, ORIGINAL)
         if not record.complete:
-            retained = self.simulation.task(self.simulation.federation, weights).retained
-            validation = validate(retained, weights, self.seed)
+            validation = self.simulation.validate(self.simulation.federation, weights)
             scores = self.simulation.score(weights, final=True, validation=validation)
             record.begin()
             record.add(dataclasses.replace(last, scores=scores))
@@ -182,7 +206,8 @@ class _Part(ABC):
         record.begin()
         paid = record.rows[-1].costs if record.rows else {}
         self.account = Account(self.simulation.setting.flops, self.storage, paid)
-        self.federation = Metered(self.simulation.federation, self.account.ledger)
+        self.everybody = Metered(self.simulation.federation, self.account.ledger)
+        self.federation = self.simulation.taking_part(self.everybody)
         saved = record.saved
         self.last = Step(saved.phase, saved.round, 0.0) if saved else None
         self.rows_then = len(record.rows)
@@ -217,8 +242,9 @@ class _Part(ABC):
     def _done(self, step: Step) -> Iterator[Row]:
         """Take in a step."""
         self.account.add(step.phase, step.seconds)
-        self.done += step.phase != "unlearn"
-        row = self._row(step.phase, self._scores(step))
+        counts = self._counts(step)
+        self.done += counts
+        row = self._row(step.phase, self._scores(step) if counts else None)
         self._keep(step)
         self.record.add(row)
         self.last, self.rows_then = step, len(self.record.rows)
@@ -231,11 +257,15 @@ class _Part(ABC):
     def _row(self, phase: Phase, scores: Scores | None) -> Row:
         return Row(self.seed, self.label, phase, self.done, self.account.costs(), scores)
 
+    def _counts(self, step: Step) -> bool:
+        """Whether a step is one of the rounds that are counted."""
+        return step.phase != "unlearn"
+
     def _scores(self, step: Step) -> Scores | None:
         return None
 
     def _keep(self, step: Step) -> None:
-        keep, final = self.plan.keep, self.done == self.total
+        keep, final = self.plan.keep, self.done >= self.total
         every = keep.every is not None and self.done % keep.every == 0
         if step.phase != "unlearn" and (every or (final and (keep.last or step.phase == "train"))):
             self._kept(_named(step.phase, self.done), step.phase, step.round.after)
@@ -312,31 +342,47 @@ class _Contender(_Part):
 
     def _keys(self) -> Iterator[dict[str, Any]]:
         (key,) = super()._keys()
-        yield key | {"request": resolved(self.plan.request), "evaluate_every": self.plan.recovery.evaluate_every}
+        asked = {name: resolved(getattr(self.plan, name)) for name in ("request", "earlier", "left")}
+        yield key | asked | {"evaluate_every": self.plan.recovery.evaluate_every}
 
     def _others(self) -> Iterator[Row]:
         images = self.simulation.proxy
         proxy = Metered(images, self.account.ledger, wire=False) if images is not None else None
         task = self.simulation.task(self.federation, self.weights, history=self.history, proxy=proxy)
+        self.worked = self._worked()
         if self.last is None or self.last.phase == "unlearn":
             for step in unlearning(self.method, task, self.last):
                 yield from self._done(step)
             yield self._unlearned(self.last.round.after if self.last else self.weights)
-        for step in recovering(self.method, task, self.total, self.last):
+        recovered = self.last.round.number + 1 if self.last and self.last.phase == "recover" else 0
+        for step in recovering(self.method, task, self.total - self.done + recovered, self.last):
             yield from self._done(step)
 
     def _unlearned(self, weights: Weights) -> Row:
         """The model that recovery starts from, which every method has, and which is scored."""
+        final = self.done >= self.total
         if self.plan.keep.first:
             self._kept(UNLEARNED, "unlearn", weights)
-        scores = self._scored(weights, final=False)
+        if final and self.plan.keep.last:
+            self._kept(_named("recover", self.done), "unlearn", weights)
+        scores = self._scored(weights, final=final)
         row = self._row("unlearn", scores)
         self.record.add(row)
         return row
 
+    def _counts(self, step: Step) -> bool:
+        if self.plan.recovery.budget != "all" or step.phase != "unlearn":
+            return super()._counts(step)
+        before, self.worked = self.worked, self._worked()
+        return self.worked != before
+
+    def _worked(self) -> Work:
+        """What clients have done in the unlearning step so far."""
+        return self.account.ledger.phases.get("unlearn", Traffic()).work
+
     def _scores(self, step: Step) -> Scores | None:
-        final = self.done == self.total
-        due = step.phase == "recover" and (final or self.done % self.plan.recovery.evaluate_every == 0)
+        final = self.done >= self.total
+        due = final or self.done % self.plan.recovery.evaluate_every == 0
         return self._scored(step.round.after, final=final) if due else None
 
     def _scored(self, weights: Weights, *, final: bool) -> Scores:
@@ -344,9 +390,14 @@ class _Contender(_Part):
         if any(self.simulation.partition.validation):
             # What those who stay are asked is a stop rule's cost; all else only a simulation can know.
             started = time.perf_counter()
-            validation = validate(self.simulation.task(self.federation, weights).retained, weights, self.seed)
+            validation = self.simulation.validate(self.everybody, weights)
             self.account.add("evaluate", time.perf_counter() - started)
         return self.simulation.score(weights, final=final, validation=validation)
+
+
+def _last(record: Record) -> Weights:
+    """The model that a method ended with."""
+    return record.kept(_named("recover", record.rows[-1].rounds))
 
 
 def _named(phase: Phase, rounds: int) -> str:

@@ -13,11 +13,12 @@ import torch
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.backends.in_process import InProcess
+from fedunlearn.backends.sampled import Sampled
 from fedunlearn.client import Client, View
 from fedunlearn.data import datasets
 from fedunlearn.evaluation.flops import SampleFlops, flops_per_sample
 from fedunlearn.evaluation.membership import MIA_SAMPLES
-from fedunlearn.evaluation.scores import Scores, score
+from fedunlearn.evaluation.scores import Scores, score, validate
 from fedunlearn.experiment import Data, Experiment, Model
 from fedunlearn.federation import ClientId, Federation
 from fedunlearn.history import History
@@ -128,8 +129,9 @@ class Simulation:
         ]
         clients, left = _clients(plan.data, data, seed)
         server = [Client.of(self._SERVER, data.train, left, validation=0)]
+        earlier = Rest(AnyOf(plan.earlier))
         try:
-            self.partition = _partition(clients, View((plan.request,)), data.classes)
+            self.partition = _partition(clients, View((earlier, plan.request)), data.classes)
         except IndexError as error:  # an instance that nobody has
             raise ValueError(str(error)) from None
         if not (meant := sum(self.partition.forget)):
@@ -145,6 +147,11 @@ class Simulation:
         self.proxy = everybody.where(serving) if len(left) else None
         self.training = plan.training.program()
 
+    def taking_part(self, federation: Federation) -> Federation:
+        """Ours, or a wrapper around it, where only so many clients take part in a round as the experiment says."""
+        share = self.setting.experiment.training.participation
+        return Sampled(federation, share) if share < 1 else federation
+
     def task(
         self,
         federation: Federation,
@@ -153,17 +160,36 @@ class Simulation:
         history: History | None = None,
         proxy: Federation | None = None,
     ) -> Task:
-        """The request on a trained model; ``federation`` and ``proxy`` are ours, or wrappers around them."""
-        seed = stable_seed(self.seed, "unlearning")
-        request, architecture = self.setting.experiment.request, self.setting.architecture
+        """The request on a trained model; ``federation`` and ``proxy`` are ours, or wrappers around them.
+
+        What was asked to be forgotten earlier is not there any more.
+        """
+        plan = self.setting.experiment
+        if plan.earlier:
+            federation = federation.where(Rest(AnyOf(plan.earlier)))
+        seed = stable_seed(self.seed, "unlearning", *([len(plan.earlier)] if plan.earlier else []))
         return Task.of(
-            federation, weights, request, self.training, architecture, seed=seed, history=history, proxy=proxy
+            federation,
+            weights,
+            plan.request,
+            self.training,
+            self.setting.architecture,
+            seed=seed,
+            left=plan.left,
+            history=history,
+            proxy=proxy,
         )
 
+    def validate(self, federation: Federation, weights: Weights) -> float | None:
+        """See `fedunlearn.evaluation.scores.validate`; ``federation`` is ours, or a wrapper around it."""
+        return validate(self.task(federation, weights).retained, weights, self.seed)
+
     def score(self, weights: Weights, *, final: bool, validation: float | None) -> Scores:
-        """See `fedunlearn.evaluation.scores.score`."""
-        everyone = self.federation.marking(self.setting.experiment.request)
-        return score(weights, everyone, self.test, self.seed, final=final, validation=validation)
+        """See `fedunlearn.evaluation.scores.score`; of everybody's samples, also of those who have left."""
+        plan = self.setting.experiment
+        everyone = self.federation.marking(plan.forgotten)
+        sets = [self.federation.where(request) for request in (*plan.earlier, plan.request)] if plan.earlier else []
+        return score(weights, everyone, self.test, self.seed, final=final, validation=validation, sets=sets)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tomllib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,20 +47,19 @@ def run_experiment(
     """Compare methods at one deletion request; broken off, the same command goes on."""
     from fedunlearn.data import datasets
     from fedunlearn.experiment import load
-    from fedunlearn.report.page import publish
     from fedunlearn.report.report import assemble
-    from fedunlearn.runfolder import RunFolder
+    from fedunlearn.runfolder import RunFolder, folders
     from fedunlearn.runner import run
 
     plan = load(experiment, overrides or ())
     folder = output or Path("runs") / Path(experiment).stem
-    RunFolder(folder).require_usable()
+    for place in folders(plan, folder):
+        RunFolder(place).require_usable()
     if download:
         datasets.download(plan.data.name, data_dir)
     rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache.expanduser(), command=_command())
     _watch(rows, plan.total_rounds, folder)
-    report = assemble(folder)
-    _show(report, publish([report], folder), as_json)
+    _show_all(list(map(assemble, folders(plan, folder))), folder, as_json)
 
 
 def tune_method(
@@ -122,11 +121,11 @@ def report_run(
     as_json: Json = False,
 ) -> None:
     """Write a run's page, figures and tables anew; of a run under way, from the seeds that are complete."""
-    from fedunlearn.report.page import publish
     from fedunlearn.report.report import read_report
+    from fedunlearn.runfolder import runs_in
 
-    report = read_report(run)
-    _show(report, publish([report], output or (run if run.is_dir() else run.parent)), as_json)
+    reports = list(map(read_report, runs_in(run) if run.is_dir() else [run]))
+    _show_all(reports, output or (run if run.is_dir() else run.parent), as_json)
 
 
 def compare_runs(
@@ -216,6 +215,22 @@ def _watch(rows: Generator[Row, None, None], rounds: int, folder: Path) -> None:
         rows.close()
         print(f"fedunlearn: stopped; what was done is in {folder}, and the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _show_all(reports: Sequence[Report], folder: Path, as_json: bool) -> None:
+    """One report, or those of requests that followed one another, on one page."""
+    from fedunlearn.console import print_report
+    from fedunlearn.report.page import publish
+
+    page = publish(reports, folder)
+    if len(reports) == 1:
+        _show(reports[0], page, as_json)
+    elif as_json:
+        print_json({"folder": str(folder), "requests": [report.summary() for report in reports]})
+    else:
+        for report in reports:
+            print_report(report)
+        print(f"report: {page}")
 
 
 def _show(report: Report, page: Path, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -15,7 +15,7 @@ from fedunlearn.programs import Diverged, Evaluate
 from fedunlearn.randomness import generator
 from fedunlearn.weights import Weights
 
-__all__ = ["LOSS_EDGES", "MEASURES", "Gap", "Losses", "Scores", "average_gap", "score", "validate"]
+__all__ = ["LOSS_EDGES", "MEASURES", "ForgetSet", "Gap", "Losses", "Scores", "average_gap", "score", "validate"]
 
 MEASURES = ("retain", "forget", "test", "mia")
 """What the average gap is the mean over, in the order of the paper's tables."""
@@ -41,6 +41,19 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class ForgetSet:
+    """How a model does on the samples of one of several requests, in percent.
+
+    Attributes:
+        forget: accuracy on them.
+        mia: accuracy of the membership attack, they against test samples.
+    """
+
+    forget: float
+    mia: float
+
+
+@dataclass(frozen=True)
 class Scores:
     """How a model does, in percent.
 
@@ -54,6 +67,8 @@ class Scores:
         losses: histograms of the losses; asked for together with `mia_efficacy`.
         validation: accuracy on the validation samples that stay, which those who stay can measure. None where
             nobody was asked, or nobody keeps any.
+        sets: where requests were answered one after another: of each by itself, the first one first; `forget` and
+            `mia` are of all together.
     """
 
     retain: float
@@ -63,6 +78,11 @@ class Scores:
     mia_efficacy: float | None = None
     losses: Losses | None = None
     validation: float | None = None
+    sets: tuple[ForgetSet, ...] = ()
+
+    def of(self, number: int) -> Scores:
+        """The same model, held against one of the requests alone."""
+        return replace(self, forget=self.sets[number].forget, mia=self.sets[number].mia, sets=())
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,7 @@ def score(
     *,
     final: bool = True,
     validation: float | None = None,
+    sets: Sequence[Federation] = (),
 ) -> Scores:
     """Score a model: one pass over all clients' training samples, one over the test set.
 
@@ -96,6 +117,7 @@ def score(
         seed: of the attacks' subsampling; the same for all methods that are compared.
         final: whether to score `mia_efficacy` and count the losses too.
         validation: what `validate` found, to stand among the rest.
+        sets: of each of several requests, the samples that it meant.
 
     Raises:
         Diverged: a loss is not finite.
@@ -115,6 +137,7 @@ def score(
         mia_efficacy=_efficacy(ours["loss"], forget, others["loss"], seed) if final else None,
         losses=Losses(*map(_counts, (ours["loss"][~forget], ours["loss"][forget], others["loss"]))) if final else None,
         validation=validation,
+        sets=tuple(_set(meant, others["loss"], weights, turn) for meant in sets),
     )
 
 
@@ -143,6 +166,11 @@ def average_gap(method: Sequence[Scores], retrain: Sequence[Scores]) -> Gap:
         return fmean(abs(fmean(getattr(s, m) for s in ours) - fmean(getattr(s, m) for s in theirs)) for m in MEASURES)
 
     return Gap(distance(method, retrain), fmean(distance([a], [b]) for a, b in zip(method, retrain, strict=True)))
+
+
+def _set(meant: Federation, test_losses: Tensor, weights: Weights, turn: Turn) -> ForgetSet:
+    values = _values(meant, Evaluate("train", per_sample=True), weights, turn)
+    return ForgetSet(_percent(values["correct"]), mia(values["loss"], test_losses, turn.seed).accuracy)
 
 
 def _values(federation: Federation, program: Evaluate, weights: Weights, turn: Turn) -> dict[str, Tensor]:

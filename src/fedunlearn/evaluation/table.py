@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
@@ -64,17 +64,20 @@ class Line:
     storage: int
 
 
-def table(rows: Iterable[Row], rule: StopRule | None = None) -> list[Line]:
+def table(rows: Iterable[Row], rule: StopRule | None = None, *, request: int | None = None) -> list[Line]:
     """One line per method, in the order in which they came.
 
     Args:
         rows: of a run; of all methods the same seeds.
         rule: where to stop; None: after all rounds.
+        request: held against this one alone of several requests that followed one another; None: against all.
 
     Raises:
         ValueError: Retrain is missing.
     """
     rule = rule or Fixed()
+    if request is not None:
+        rows = (replace(row, scores=row.scores.of(request)) for row in rows if row.scores is not None)
     found = curves(rows)
     if REFERENCE not in found:
         raise ValueError(f"there is no gap without {REFERENCE}")

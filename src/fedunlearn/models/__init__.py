@@ -12,15 +12,15 @@ from fedunlearn.models.cnn import LayerNormCNN
 __all__ = ["NAMES", "LayerNormCNN", "build"]
 
 _TORCHVISION = ("resnet18", "vit_b_16", "efficientnet_b0")
-NAMES = ("layernorm-cnn", "small-vit", *_TORCHVISION)
+NAMES = ("layernorm-cnn", "small-resnet", "small-vit", *_TORCHVISION)
 
 
 def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn.Module:
     """Build a newly initialised network.
 
     Args:
-        name: ``layernorm-cnn`` (`LayerNormCNN`); ``small-vit`` (`fedunlearn.models.vit.SmallViT`); torchvision's
-            ``resnet18``, ``vit_b_16`` or ``efficientnet_b0``, without pretrained weights; or
+        name: ``layernorm-cnn`` (`LayerNormCNN`); ``small-resnet`` (`fedunlearn.models.resnet.SmallResNet`); ``small-vit``
+            (`fedunlearn.models.vit.SmallViT`); torchvision's ``resnet18``, ``vit_b_16`` or ``efficientnet_b0``, without pretrained weights; or
             ``package.module:Class``, anything that returns a network when it is called with ``options`` alone
             (your own network knows its classes).
         classes: number of outputs.
@@ -46,8 +46,12 @@ def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn
 def _built(name: str, classes: int, shape: tuple[int, ...], options: dict[str, Any]) -> Any:
     if name == "layernorm-cnn":
         return LayerNormCNN(classes, shape, **options)
+    if name == "small-resnet":
+        from fedunlearn.models.resnet import SmallResNet  # torchvision takes a second to import
+
+        return SmallResNet(classes, shape, **options)
     if name == "small-vit":
-        from fedunlearn.models.vit import SmallViT  # torchvision takes a second to import
+        from fedunlearn.models.vit import SmallViT
 
         return SmallViT(classes, shape, **options)
     if name in _TORCHVISION:

@@ -148,15 +148,13 @@ def _write(path: Path, content: bytes) -> None:
 
 def _asked(report: Report) -> str:
     """Who asked for what, in a sentence."""
-    request = report.experiment["request"]
-    kind = request["kind"]
-    if kind == "Client":
-        said = f"Client {request['client']} asks that all its data be forgotten"
-    elif kind == "Class":
-        said = f"All samples of class {request['label']} are to be forgotten, whoever holds them"
-    else:
-        instances = request["instances"]
-        said = f"{sum(map(len, instances.values()))} single samples of {len(instances)} clients are to be forgotten"
+    request, earlier = report.experiment["request"], report.experiment.get("earlier", [])
+    requests = request if isinstance(request, list) else [request]
+    said = f"To be forgotten: {'; '.join(map(_meant, requests))}"
+    if earlier:
+        said = f"Request {len(earlier) + 1}, after {'; '.join(_meant(one) for one in earlier)}. {said}"
+    if report.experiment.get("left"):
+        said += f". Client {', '.join(report.experiment['left'])} has left already"
     who = next(iter(report.partitions.values()))
     going, total = sum(who.forget), sum(map(sum, who.classes))
     holders = sum(number > 0 for number in who.forget)
@@ -164,6 +162,21 @@ def _asked(report: Report) -> str:
         f"{said}: {going:,} of {total:,} training samples ({100 * going / total:.3g} %), "
         f"held by {holders} of {len(who.clients)} clients."
     )
+
+
+def _meant(request: Any) -> str:
+    """What a request means, as its file says it."""
+    if isinstance(request, list):
+        return " and ".join(map(_meant, request))
+    kind = request["kind"]
+    if kind == "Client":
+        return f"all data of client {request['client']}"
+    if kind == "Class":
+        return f"class {request['label']}, whoever holds it"
+    if kind == "Share":
+        return f"{request['share']:.0%} of every client's samples, drawn at random"
+    instances = request["instances"]
+    return f"{sum(map(len, instances.values()))} single samples of {len(instances)} clients"
 
 
 def _verdict(report: Report) -> str:

@@ -133,6 +133,11 @@ class Report:
         """A line per method where ``rule`` stops it; None: after all rounds."""
         return table(self.compared, rule)
 
+    def each(self) -> list[list[Line]]:
+        """After all rounds, where requests followed one another: the lines held against each request by itself."""
+        earlier = len(self.experiment.get("earlier", ()))
+        return [table(self.compared, request=number) for number in range(earlier + 1)] if earlier else []
+
     @property
     def published(self) -> Block | None:
         """What the paper printed of this, if the experiment says where."""
@@ -149,6 +154,7 @@ class Report:
             "cached": list(self.cached),
             "settings": [dataclasses.asdict(setting) for setting in self.settings()],
             "tables": tables,
+            "each": [[dataclasses.asdict(line) for line in lines] for lines in self.each()],
         }
 
 
