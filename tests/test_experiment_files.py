@@ -33,7 +33,7 @@ from fedunlearn.experiments import shipped
 from fedunlearn.layers import FIRST
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
-from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.negation import Annealing, NoT
 from fedunlearn.methods.perturbation import (
     PERTURBATIONS,
     FlipSigns,
@@ -47,7 +47,7 @@ from fedunlearn.methods.perturbation import (
 )
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential
-from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
+from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, ForgetShare
 
 RIGHT = """\
 title = "tiny"
@@ -75,7 +75,7 @@ rounds = 1
 
 METHODS = f"{', '.join(CATALOGUE)} or your own as package.module:Class"
 HOW = f"{', '.join(list(PERTURBATIONS.kinds)[:-1])} or Shrink"
-TOP = "title, data, model, training, request, recovery, story, minutes, published, keep, methods, seeds"
+TOP = "title, data, model, training, request, recovery, story, minutes, published, keep, methods, seeds, then, earlier, left"
 
 
 @pytest.fixture
@@ -137,12 +137,12 @@ WRONG = [
         "rounds = 2",
         "rounds = 2\nepoch = 1",
         ":14: training.epoch: is unknown (did you mean epochs?); there are rounds, optimizer, schedule, epochs, "
-        "batch_size, clip",
+        "batch_size, clip, participation",
     ),
     (
         "rounds = 1\n",
         "rounds = 1\nevery = 2\n",
-        ":22: recovery.every: is unknown; there are rounds, evaluate_every, stop",
+        ":22: recovery.every: is unknown; there are rounds, evaluate_every, stop, budget",
     ),
     ('client = "0"', 'client = "0"\nlabel = 3', ":19: request.label: is unknown; there is only client"),
     ("lr = 0.05", "rate = 0.05", ":14: training.optimizer.rate: is unknown; there are lr, momentum, weight_decay"),
@@ -159,7 +159,7 @@ WRONG = [
     (
         '"NoT"]',
         '{ kind = "NoT", layer = "head" }]',
-        ":3: methods.1.layer: is unknown (did you mean layers?); there are layers, include_bias, batchnorm",
+        ":3: methods.1.layer: is unknown (did you mean layers?); there are layers, include_bias, batchnorm, again, annealing",
     ),
     (
         '"NoT"]',
@@ -275,7 +275,7 @@ WRONG = [
     # Values out of range
     ("seeds = [3]", "minutes = 0", ":2: minutes: must be greater than 0, not 0"),
     ("seeds = [3]", "keep.every = 0", ":2: keep.every: must be greater than or equal to 1, not 0"),
-    ("clients = 4", "clients = 1", ":7: data.clients: must be greater than or equal to 2, not 1"),
+    ("clients = 4", "clients = 0", ":7: data.clients: must be greater than or equal to 1, not 0"),
     ("clients = 4", "samples = 0", ":7: data.samples: must be greater than or equal to 1, not 0"),
     ("clients = 4", "validation = -0.1", ":7: data.validation: must be greater than or equal to 0, not -0.1"),
     ("clients = 4", "validation = 1.0", ":7: data.validation: must be less than 1, not 1.0"),
@@ -386,13 +386,13 @@ WRONG = [
     (
         '"Client"',
         '"Clients"',
-        ':17: request.kind: must be Client, Class or Instances (did you mean Client?), not "Clients"',
+        ':17: request.kind: must be Client, Class, Instances or Share (did you mean Client?), not "Clients"',
     ),
     ("rounds = 1\n", 'rounds = 1\nstop = "Oracle"\n', ':22: recovery.stop: must be Recovered, not "Oracle"'),
     ('"NoT"]', '"Not"]', f':3: methods.1: must be {METHODS} (did you mean NoT?), not "Not"'),
-    ('kind = "Client"\n', "", ":16: request: has no kind, which must be Client, Class or Instances"),
+    ('kind = "Client"\n', "", ":16: request: has no kind, which must be Client, Class, Instances or Share"),
     ('"NoT"]', '{ layers = "head" }]', f":3: methods.1: has no kind, which must be {METHODS}"),
-    ('"Client"', "true", ":17: request.kind: must be Client, Class or Instances, not true"),
+    ('"Client"', "true", ":17: request.kind: must be Client, Class, Instances or Share, not true"),
     ('"NoT"]', '{ kind = ["NoT"] }]', f':3: methods.1.kind: must be {METHODS} (did you mean NoT?), not ["NoT"]'),
     ("clients = 4", "partition = 0.5", ":7: data.partition: must be a table whose kind is Iid or Dirichlet, not 0.5"),
     ('"NoT"]', "[1]]", f":3: methods.1: must be a table whose kind is {METHODS}, not [1]"),
@@ -531,7 +531,7 @@ def test_all_that_is_wrong_is_told_in_the_order_of_its_lines(folder: Path) -> No
     rounds = 0
     stop = { kind = "Recovered", margin = "a", flat = nan }
     [data]
-    clients = 1
+    clients = 0
     treatment.0 = { kind = "Turned", quarter_turns = 0 }
     treatment.b = "Upside"
     partition = { kind = "Dirichlet", beta = 1.0 }
@@ -553,7 +553,7 @@ def test_all_that_is_wrong_is_told_in_the_order_of_its_lines(folder: Path) -> No
         'own.toml:8: recovery.stop.margin: must be a number, not "a"',
         "own.toml:8: recovery.stop.flat: must be a finite number, not nan",
         "own.toml:9: data.name: is missing",
-        "own.toml:10: data.clients: must be greater than or equal to 2, not 1",
+        "own.toml:10: data.clients: must be greater than or equal to 1, not 0",
         "own.toml:11: data.treatment.0: images are turned by 1, 2 or 3 quarters, not 0",
         'own.toml:12: data.treatment.b: must be Turned, not "Upside"',
         "own.toml:13: data.partition.alpha: is missing",
@@ -566,7 +566,7 @@ def test_all_that_is_wrong_is_told_in_the_order_of_its_lines(folder: Path) -> No
 
 
 def test_each_mistake_is_told_with_the_file_it_is_in(folder: Path) -> None:
-    base = changed("clients = 4", "clients = 1").replace("rounds = 2", "rounds = 0").replace("rounds = 1", "rounds = 0")
+    base = changed("clients = 4", "clients = 0").replace("rounds = 2", "rounds = 0").replace("rounds = 1", "rounds = 0")
     written(base, "base.toml")
     own = """\
     extends = "base.toml"
@@ -578,7 +578,7 @@ def test_each_mistake_is_told_with_the_file_it_is_in(folder: Path) -> None:
     kind = "Class"
     """
     assert problems(written(own), ["recovery.rounds=-1", "model.depth=3"]) == [
-        "base.toml:7: data.clients: must be greater than or equal to 2, not 1",
+        "base.toml:7: data.clients: must be greater than or equal to 1, not 0",
         "base.toml:13: training.rounds: must be greater than or equal to 1, not 0",
         "own.toml:3: training.epochs: must be greater than 0, not 0",
         "own.toml:5: data.validation: must be less than 1, not 2",
@@ -611,7 +611,7 @@ sayable = st.recursive(
 data = st.builds(
     Data,
     name=texts,
-    clients=st.integers(2, 100),
+    clients=st.integers(1, 100),
     samples=st.none() | counts,
     partition=st.just(Iid()) | st.builds(Dirichlet, positive, st.integers(0, 100)),
     validation=st.floats(0, 1, exclude_max=True),
@@ -624,6 +624,7 @@ schedules = st.just(Constant()) | st.builds(Exponential, positive) | st.builds(C
 training = st.builds(
     Training,
     rounds=counts,
+    participation=st.floats(0, 1, exclude_min=True),
     optimizer=optimizers,
     schedule=schedules,
     epochs=positive,
@@ -631,15 +632,19 @@ training = st.builds(
     clip=st.none() | positive,
 )
 positions = st.lists(st.integers(0, 1000), max_size=3).map(tuple)
-requests = (
+single_requests = (
     st.builds(ForgetClient, texts)
     | st.builds(ForgetClass, st.integers())
     | st.builds(ForgetInstances, st.dictionaries(texts, positions, max_size=3))
+    | st.builds(ForgetShare, st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(0, 9))
 )
+requests = single_requests | st.lists(single_requests, min_size=2, max_size=3).map(lambda some: AnyOf(tuple(some)))
+several_requests = st.lists(requests, max_size=2).map(tuple)
 recovery = st.builds(
     Recovery,
     rounds=counts,
     evaluate_every=counts,
+    budget=st.sampled_from(["recovery", "all"]),
     stop=any_of(Recovered, margin=not_negative, flat=not_negative, window=st.integers(2, 100)),
 )
 names = st.sampled_from(["head", "conv[0:2]", "layers.*"])
@@ -648,6 +653,8 @@ negations = any_of(
     layers=names | st.lists(names, max_size=3),
     include_bias=st.booleans(),
     batchnorm=st.sampled_from(["negate_mean", "leave", "recalibrate"]),
+    again=st.sampled_from(["same", "other", "none"]),
+    annealing=st.builds(Annealing, positive, not_negative, counts),
 )
 perturbations = st.builds(
     Perturb,
@@ -673,7 +680,10 @@ experiments = st.builds(
     story=texts,
     minutes=st.none() | positive,
     published=st.none() | st.sampled_from(published.names()),
-    keep=st.builds(Keep, st.booleans(), st.booleans(), st.none() | counts),
+    keep=st.builds(Keep, st.booleans(), st.just(True), st.none() | counts),
+    then=several_requests,
+    earlier=several_requests,
+    left=st.lists(texts, max_size=2).map(tuple),
     methods=methods,
     seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4, unique=True).map(tuple),
 )
@@ -687,6 +697,49 @@ def test_an_experiment_that_is_written_is_the_same_when_it_is_read(
     path = tmp_path_factory.getbasetemp() / "resolved.toml"
     path.write_bytes(tomli_w.dumps(resolved(plan)).encode())
     assert load(path) == plan
+
+
+def test_an_array_of_requests_is_all_of_them_at_once(folder: Path) -> None:
+    one = '[request]\nkind = "Client"\nclient = "0"\n'
+    assert RIGHT.count(one) == 1
+    several = 'request = [{ kind = "Client", client = "0" }, { kind = "Share", share = 0.1 }]\n'
+    plan = load(written(several + RIGHT.replace(one, "")))
+    assert plan.request == AnyOf((ForgetClient("0"), ForgetShare(0.1)))
+    alone = load(written('request = [{ kind = "Class", label = 1 }]\n' + RIGHT.replace(one, "")))
+    assert alone.request == ForgetClass(1)
+
+
+@pytest.mark.parametrize(
+    ("said", "tells"),
+    [
+        ("[]", ":1: request: must name one request at least"),
+        ('[{ kind = "Client" }]', ":1: request.0.client: is missing"),
+        ('[{ kind = "Class", label = 1 }, 3]', ":1: request.1: must be a table whose kind is "),
+        ('[{ kind = "Share", share = 1 }]', ":1: request.0.share: must be less than 1, not 1"),
+    ],
+)
+def test_what_is_wrong_with_one_of_several_requests(folder: Path, said: str, tells: str) -> None:
+    text = RIGHT.replace('[request]\nkind = "Client"\nclient = "0"\n', "")
+    (told,) = problems(written(f"request = {said}\n{text}"))
+    assert told.startswith(f"own.toml{tells}")
+
+
+def test_requests_that_follow_one_another_are_an_experiment_each(folder: Path) -> None:
+    then = (
+        'then = [{ kind = "Client", client = "1" }, [{ kind = "Client", client = "2" }, { kind = "Class", label = 1 }]]'
+    )
+    plan = load(written(f"{then}\n{RIGHT}"))
+    first, second, third = plan.stages
+    assert [stage.then for stage in plan.stages] == [(), (), ()]
+    assert (first.earlier, first.request, first.forgotten) == ((), ForgetClient("0"), ForgetClient("0"))
+    assert (second.earlier, second.request) == ((ForgetClient("0"),), ForgetClient("1"))
+    assert second.forgotten == AnyOf((ForgetClient("0"), ForgetClient("1")))
+    assert third.earlier == (ForgetClient("0"), ForgetClient("1"))
+    assert third.request == AnyOf((ForgetClient("2"), ForgetClass(1)))
+    assert plan.total_rounds == 3 * first.total_rounds
+    assert first.stages == (first,)
+    (told,) = problems(written(f"{then}\n{RIGHT}"), ["keep.last=false"])
+    assert "keep.last must be true where requests follow" in told
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -728,7 +781,13 @@ def test_what_is_resolved_leaves_nothing_to_defaults(folder: Path) -> None:
         "title": "tiny",
         "story": "",
         "seeds": [3],
-        "methods": [{"kind": "Retrain"}, {"kind": "NoT", "include_bias": False, "batchnorm": "negate_mean"}],
+        "then": [],
+        "earlier": [],
+        "left": [],
+        "methods": [
+            {"kind": "Retrain"},
+            {"kind": "NoT", "include_bias": False, "batchnorm": "negate_mean", "again": "other"},
+        ],
         "data": {
             "name": "digits",
             "clients": 4,
@@ -744,12 +803,14 @@ def test_what_is_resolved_leaves_nothing_to_defaults(folder: Path) -> None:
             "schedule": {"kind": "Constant"},
             "epochs": 1.0,
             "batch_size": 64,
+            "participation": 1.0,
         },
         "request": {"kind": "Client", "client": "0"},
         "recovery": {
             "rounds": 1,
             "evaluate_every": 5,
             "stop": {"kind": "Recovered", "margin": 1.0, "flat": 1.0, "window": 3},
+            "budget": "recovery",
         },
         "keep": {"first": True, "last": True},
     }

@@ -159,17 +159,17 @@ class Training:
 
     Attributes:
         rounds: of the first training, and of Retrain.
-        participation: share of the clients that take part in a round, see `fedunlearn.backends.sampled.Sampled`.
         optimizer, schedule, epochs, batch_size, clip: see `fedunlearn.programs.LocalTraining`.
+        participation: share of the clients that take part in a round, see `fedunlearn.backends.sampled.Sampled`.
     """
 
     rounds: _Rounds
-    participation: float = Field(default=1.0, gt=0, le=1)
     optimizer: Optimizer = SGD()
     schedule: Schedule = Constant()
     epochs: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=64, ge=1)
     clip: float | None = Field(default=None, gt=0)
+    participation: float = Field(default=1.0, gt=0, le=1)
 
     def program(self) -> LocalTraining:
         """What a client does in a round."""
@@ -182,18 +182,18 @@ class Recovery:
 
     Attributes:
         rounds: of recovery, the same for every method; Retrain has as many as the first training.
-        budget: what counts as a round: those of recovery alone, or "all" in which clients work, the unlearning step's
-            among them, which are then scored like those of recovery. Centralized methods are compared so, at the
-            same number of epochs.
         evaluate_every: rounds between two scorings; the first state and the last are scored too.
         stop: the rule that needs no Retrain model; what it would have given is reported beside the fixed number
             of rounds and the paper's oracle.
+        budget: what counts as a round: those of recovery alone, or "all" in which clients work, the unlearning step's
+            among them, which are then scored like those of recovery. Centralized methods are compared so, at the
+            same number of epochs.
     """
 
     rounds: _Rounds
     evaluate_every: _Rounds = 5
-    budget: Literal["recovery", "all"] = "recovery"
     stop: StopRule = Recovered()
+    budget: Literal["recovery", "all"] = "recovery"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -237,12 +237,12 @@ class Experiment:
             `fedunlearn.evaluation.published` knows them.
         data, model, training, recovery, keep: see there.
         request: what is to be forgotten; an array of requests: all of it at once.
-        then: what is asked later, one request after the other: each method goes on from the model that it has left.
-        earlier: what was asked before; `stages` sets it.
-        left: clients who have left before anybody could ask them to help.
         methods: that are compared; Retrain, the reference, is always among them. Hyper-parameters may be those of a
             preset (`fedunlearn.presets`). Your own as ``package.module:Class``.
         seeds: one whole run each: partition, initial weights, order of batches.
+        then: what is asked later, one request after the other: each method goes on from the model that it has left.
+        earlier: what was asked before; `stages` sets it.
+        left: clients who have left before anybody could ask them to help.
     """
 
     title: str
@@ -255,11 +255,11 @@ class Experiment:
     minutes: float | None = Field(default=None, gt=0)
     published: Annotated[str, AfterValidator(require_published)] | None = None
     keep: Keep = Keep()
+    methods: Annotated[tuple[Contender, ...], AfterValidator(_comparable)] = (Retrain(), FineTune(), NoT())
+    seeds: Annotated[tuple[_Seed, ...], AfterValidator(_distinct_seeds)] = Field(default=(0, 1, 2), min_length=1)
     then: tuple[Request, ...] = ()
     earlier: tuple[Request, ...] = ()
     left: tuple[ClientId, ...] = ()
-    methods: Annotated[tuple[Contender, ...], AfterValidator(_comparable)] = (Retrain(), FineTune(), NoT())
-    seeds: Annotated[tuple[_Seed, ...], AfterValidator(_distinct_seeds)] = Field(default=(0, 1, 2), min_length=1)
 
     def __post_init__(self) -> None:
         if self.then and not self.keep.last:

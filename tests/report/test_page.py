@@ -260,15 +260,32 @@ def test_what_the_page_says_of_a_run(report: Report, pages: dict[str, Path]) -> 
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        ({"kind": "Class", "label": 7}, "All samples of class 7 are to be forgotten, whoever holds them"),
+        ({"kind": "Class", "label": 7}, "To be forgotten: class 7, whoever holds it: "),
         (
             {"kind": "Instances", "instances": {"0": [1, 2], "3": [4]}},
-            "3 single samples of 2 clients are to be forgotten",
+            "To be forgotten: 3 single samples of 2 clients: ",
+        ),
+        (
+            {"kind": "Share", "share": 0.1, "seed": 0},
+            "To be forgotten: 10% of every client&#39;s samples, drawn at random: ",
+        ),
+        (
+            [{"kind": "Client", "client": "0"}, {"kind": "Class", "label": 7}],
+            "To be forgotten: all data of client 0; class 7, whoever holds it: ",
         ),
     ],
 )
 def test_other_requests_in_words(report: Report, request_: dict[str, object], says: str) -> None:
     assert says in page([replace(report, experiment={**report.experiment, "request": request_})])
+
+
+def test_what_was_asked_earlier_and_who_has_left_is_told(report: Report) -> None:
+    earlier = [{"kind": "Client", "client": "2"}, [{"kind": "Class", "label": 1}, {"kind": "Client", "client": "3"}]]
+    told = page(
+        [replace(report, experiment={**report.experiment, "earlier": earlier, "left": ["0"]}, rows=alone(report))]
+    )
+    assert "Request 3, after all data of client 2; class 1, whoever holds it and all data of client 3. " in told
+    assert "To be forgotten: all data of client 0. Client 0 has left already: " in told
 
 
 def test_failures_and_missing_seeds_are_told(pages: dict[str, Path]) -> None:
