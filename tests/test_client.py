@@ -115,6 +115,35 @@ def test_choosing_comes_before_batching() -> None:
     assert sizes.counts == (4, 4)
 
 
+def test_a_choice_is_asked_about_what_there_is_to_choose_from_alone() -> None:
+    """So that it can take a given number of samples: those in the view, and in the part that is read."""
+
+    @dataclass
+    class First:
+        asked: list[list[bool]]
+
+        def __call__(self, forget: Tensor) -> Tensor:
+            self.asked.append(forget.tolist())
+            return torch.arange(len(forget)) < 2
+
+    @dataclass
+    class Reads:
+        first: First
+
+        def __call__(self, context: ClientContext) -> Reply:
+            self.x = [b.x.flatten().tolist() for b in context.batches(0, 4, of=self.first, train=False)]
+            return Reply(samples=context.samples(self.first, "validation"))
+
+    one, reads = client(10), Reads(First([]))
+    view = View((Rest(ForgetInstances({"a": (0, 1)})),), ForgetInstances({"a": (2, 5)}))
+    reply = at(one, reads, view)
+    there = [k for k in range(2, 10) if not one.validation[k]]
+    kept = [k for k in range(2, 10) if one.validation[k]]
+    assert reads.x == [there[:2]]
+    assert reads.first.asked == [[k in (2, 5) for k in part] for part in (there, kept)]
+    assert reply.samples == len(kept[:2])
+
+
 def test_parts_do_not_overlap() -> None:
     @dataclass
     class Parts:

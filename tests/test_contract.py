@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -10,21 +11,27 @@ import pytest
 import torch
 
 from fedunlearn.backends.in_process import InProcess
+from fedunlearn.backends.wire import decode, encode
+from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.contract import CHECKS, Case, small_task
 from fedunlearn.evaluation.follow import follow
-from fedunlearn.federation import ClientContext, Predicate, Reply, Traffic, Turn, Work
+from fedunlearn.federation import ClientContext, ClientId, Predicate, Program, Reply, Traffic, Turn, Work
+from fedunlearn.methods.badt import BadT
 from fedunlearn.methods.fcu import FCU
 from fedunlearn.methods.federaser import FedAccum, FedEraser
 from fedunlearn.methods.fedosd import FedOSD
 from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.fukd import FUKD
+from fedunlearn.methods.ga import GA
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.neggrad import NegGradPlus
 from fedunlearn.methods.perturbation import PERTURBATIONS, Perturb, PruneAndReinitialise, RotateOutputs, WhiteNoise
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.methods.scrub import SCRUB
 from fedunlearn.needs import Needs, NeedsError, Size
 from fedunlearn.programs import Evaluate, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
@@ -57,6 +64,11 @@ METHODS: list[Method] = [  # a newcomer stands here too
     FedOSD(rounds=2),
     FedOSD(rounds=1, recovery="plain"),
     FedQUIT(),
+    GA(epochs=2, clip=1.0),
+    NegGradPlus(epochs=2),
+    BadT(epochs=2),
+    SCRUB(),
+    SCRUB(epochs=1, msteps=0),
     Perturb(WhiteNoise(), "*"),
     Perturb(RotateOutputs(), recalibrate=True),
     Perturb(PruneAndReinitialise(0.9), "*", include_bias=True),
@@ -102,6 +114,24 @@ def test_one_and_two_workers_give_the_same_bits(
     one, two = (list(follow(method, task, 2)) for task in tasks)
     assert [s.phase for s in one] == [s.phase for s in two]
     assert all(a.round.after.same_bits(b.round.after) for a, b in zip(one, two, strict=True))
+
+
+class Wired(Wrapper):
+    """A federation whose programs come as JSON, with weights beside it."""
+
+    def run(
+        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
+    ) -> Iterator[tuple[ClientId, Reply]]:
+        message, beside = encode(program)
+        return self.inner.run(decode(json.loads(json.dumps(message)), beside), weights, turn, clients)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_programs_travel(method: Method, one_worker: InProcess) -> None:
+    task = small_task(REQUESTS["client"], one_worker)
+    views = {name: Wired(getattr(task, name)) for name in ("everyone", "retained", "forgotten", "proxy")}
+    here, there = (list(follow(method, one, 1)) for one in (task, replace(task, **views)))  # type: ignore[arg-type]
+    assert all(a.round.after.same_bits(b.round.after) for a, b in zip(here, there, strict=True))
 
 
 def test_an_empty_request_is_answered_before_the_method_is_called(one_worker: InProcess) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from fedunlearn.experiment import ExperimentError, made, resolved
+from fedunlearn.methods.badt import BadT
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.fcu import FCU
+from fedunlearn.methods.ga import GA
 from fedunlearn.methods.mode import MoDE
+from fedunlearn.methods.neggrad import NegGradPlus
 from fedunlearn.methods.pgd import PGD
+from fedunlearn.methods.scrub import SCRUB
 from fedunlearn.presets import SOURCES, grid, origins, presets
 
 ALL = [(method, preset) for method in CATALOGUE for preset in presets(method).values()]
@@ -47,6 +51,23 @@ def test_supplement_14_1_by_hand() -> None:
     assert made({"kind": "MoDE", "preset": "paper-vit"}) == MoDE(15, 12, 0.9, 0.001, 0.001)
     assert presets("FCU")["paper-vit"].sources["lr"] == "guess"
     assert presets("FCU")["paper-vit"].sources["interval"] == "supplement"
+
+
+def test_supplement_14_2_by_hand() -> None:
+    """One epoch of ascent at the training's learning rate, and a temperature; it says no more of these methods."""
+    assert made({"kind": "GA", "preset": "paper-centralized"}) == GA() == GA(epochs=1, lr=None)
+    assert made({"kind": "BadT", "preset": "paper-centralized"}) == BadT()
+    assert dict(presets("BadT")["paper-centralized"].sources) == {"temperature": "supplement"}
+
+
+def test_published_code_of_centralized_methods_by_hand() -> None:
+    assert made({"kind": "GA", "preset": "original"}) == GA(5, 1e-4)
+    assert made({"kind": "BadT", "preset": "original"}) == BadT(1, 1e-4, 0.3, 1.0, "mean")
+    assert made({"kind": "NegGrad+", "preset": "original"}) == NegGradPlus(0.95, 10, 0.01)
+    large, small = (made({"kind": "SCRUB", "preset": f"original-{size}"}) for size in ("large", "small"))
+    assert large == SCRUB(3, 2, 0.001, 0.99, 4.0, (3, 5, 9), 0.1, 5e-4, 512, 256)
+    assert large == replace(SCRUB(), lr=5e-4, forget_batch_size=512, retain_batch_size=256)  # else the defaults
+    assert small == SCRUB(10, 3, 0.5, 1.0, 2.0, (5, 8, 9), 0.1, 5e-4, 64, 32)
 
 
 def test_what_stands_beside_a_preset_goes_before_it() -> None:

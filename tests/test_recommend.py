@@ -23,6 +23,7 @@ from fedunlearn.history import KINDS, HistoryKind
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.fedosd import FedOSD
 from fedunlearn.methods.mode import MoDE
+from fedunlearn.methods.neggrad import NegGradPlus
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
 from fedunlearn.needs import Circumstances, NeedsError, Size
@@ -55,7 +56,8 @@ client = "0"
 rounds = 2
 """
 
-SHORT = {"PGD": PGD(squared_stop_distance=1e9), "FedOSD": FedOSD(rounds=2)}  # one may stop early, the other takes long
+# One may stop early, the others take long.
+SHORT = {"PGD": PGD(squared_stop_distance=1e9), "FedOSD": FedOSD(rounds=2), "NegGrad+": NegGradPlus(epochs=2)}
 
 ALL = Circumstances(history=frozenset(KINDS), proxy=True)
 FLOPS = SampleFlops(forward=2, backward=3)
@@ -198,14 +200,16 @@ def test_those_that_cannot_run_come_last_without_a_price() -> None:
         (replace(ALL, proxy=False), {"FUKD"}, "proxy data at the server"),
         (
             replace(ALL, target_online=False),
-            {"PGD", "MoDE", "FCU", "PUF", "PUF(rate=20.0, round=regular)", "FedOSD", "FedQUIT"},
+            {"PGD", "MoDE", "FCU", "PUF", "PUF(rate=20.0, round=regular)", "FedOSD", "FedQUIT"}
+            | {"GA", "NegGrad+", "BadT", "SCRUB"},
             "whose holder has left",
         ),
         (replace(ALL, single_updates=False), {"FedEraser", "FedOSD"}, "single updates, which secure aggregation"),
         (replace(ALL, whole_clients=False), {"FedAccum", "FUKD", "PGD"}, "cannot forget a part of a client"),
         (
             replace(ALL, retain_online=False),
-            {"FedEraser", "MoDE", "MoDE(guide_target=False)", "PUF(rate=20.0, round=regular)", "FedOSD"},
+            {"FedEraser", "MoDE", "MoDE(guide_target=False)", "PUF(rate=20.0, round=regular)", "FedOSD"}
+            | {"NegGrad+", "BadT", "SCRUB"},
             "clients that stay",
         ),
     ],

@@ -112,9 +112,8 @@ class Selected:
         chosen = self.kept.clone()
         if part != "all":
             chosen &= self.client.validation == (part == "validation")
-        if of is not None:
-            chosen &= of(self.forget)
-        return chosen.nonzero().squeeze(1)
+        positions = chosen.nonzero().squeeze(1)
+        return positions if of is None else positions[of(self.forget[positions])]
 
 
 def execute(

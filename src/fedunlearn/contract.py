@@ -350,16 +350,17 @@ def _with(task: Task, **wraps: Callable[[Federation], Federation]) -> Task:
 
 
 def _denials(case: Case) -> Iterator[Task]:
-    """Tasks that lack one thing each that the method declares."""
+    """Tasks that lack one thing each that the method declares; `everyone` lacks it too."""
     needs, task = case.method.needs, case.task
     if needs.history is not None:
         yield replace(task, history=None)
     if needs.proxy:
         yield replace(task, proxy=None)
     if needs.forget_data != "none" or needs.target_online:
-        yield replace(task, forgotten=task.forgotten.where(_Nobody()))
+        yield replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained)
     if needs.retain_online:
-        yield replace(task, retained=task.retained.where(_Nobody()))
+        going = task.forgotten.marking(_Everything())
+        yield replace(task, retained=task.retained.where(_Nobody()), everyone=going)
     if needs.whole_clients:
         yield replace(task, targets=())
 
@@ -368,6 +369,12 @@ def _denials(case: Case) -> Iterator[Task]:
 class _Nobody:
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         return torch.zeros(labels.shape, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class _Everything:
+    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
+        return torch.ones(labels.shape, dtype=torch.bool)
 
 
 class _Denied(Wrapper):

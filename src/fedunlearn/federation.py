@@ -88,7 +88,10 @@ class Choose(Protocol):
     """Which of a client's samples a program reads, by their forget flags; a frozen dataclass, so that it travels."""
 
     def __call__(self, forget: Tensor) -> Tensor:
-        """Flags ``(n,)`` bool to a choice ``(n,)`` bool."""
+        """Flags ``(n,)`` bool of the samples that there are to choose from, to a choice ``(n,)`` bool.
+
+        These are the samples in the view and in the part (training, validation) that are read, in the client's order.
+        """
         ...
 
 

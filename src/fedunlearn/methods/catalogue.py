@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedunlearn.methods.badt import BadT
 from fedunlearn.methods.fcu import FCU
 from fedunlearn.methods.federaser import FedAccum, FedEraser
 from fedunlearn.methods.fedosd import FedOSD
 from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.fukd import FUKD
+from fedunlearn.methods.ga import GA
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.neggrad import NegGradPlus
 from fedunlearn.methods.perturbation import Perturb
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.methods.scrub import SCRUB
 from fedunlearn.task import Method
 
 __all__ = ["CATALOGUE"]
@@ -34,4 +38,8 @@ CATALOGUE: Mapping[str, type[Method]] = {
     "PUF": PUF,
     "FedOSD": FedOSD,
     "FedQUIT": FedQUIT,
+    "GA": GA,
+    "NegGrad+": NegGradPlus,
+    "BadT": BadT,
+    "SCRUB": SCRUB,
 }

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from fedunlearn.federation import Batch, ClientContext, Traffic, Work
+from fedunlearn.methods.distillation import distilled
 from fedunlearn.needs import Needs, Size
 from fedunlearn.programs import SGD, Constant, LocalTraining
 from fedunlearn.rounds import Round, aggregate
@@ -84,10 +84,4 @@ class Distillation:
     def __call__(self, context: ClientContext) -> Callable[[nn.Module, Batch], Tensor]:
         """See `Loss`."""
         teacher = context.frozen(self.teacher)
-
-        def cost(student: nn.Module, batch: Batch) -> Tensor:
-            told = F.log_softmax(teacher(batch.x) / self.temperature, 1)
-            learnt = F.log_softmax(student(batch.x) / self.temperature, 1)
-            return self.temperature**2 * F.kl_div(learnt, told, reduction="batchmean", log_target=True)
-
-        return cost
+        return lambda student, batch: distilled(teacher(batch.x), student(batch.x), self.temperature)
