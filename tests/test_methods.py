@@ -13,14 +13,15 @@ from fedunlearn.backends.in_process import InProcess
 from fedunlearn.client import Client
 from fedunlearn.contract import small_task
 from fedunlearn.evaluation.follow import Step, follow, unlearn
+from fedunlearn.layers import LayerError
 from fedunlearn.methods.finetune import FineTune
-from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.negation import Annealing, NoT, other_layer
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import Needs, NeedsError
 from fedunlearn.negation import negate
 from fedunlearn.programs import SGD, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient
-from fedunlearn.rounds import train
+from fedunlearn.rounds import aggregate, train
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
@@ -68,6 +69,58 @@ def test_not_negates_the_first_layer_then_fine_tunes() -> None:
 def test_not_with_a_named_layer() -> None:
     (step,) = follow(NoT(layers="second"), task(ForgetClient("a")), 0)
     assert step.round.after.parameters["first.weight"].item() == 2
+
+
+class Three(nn.Module):
+    """Three layers, normalisations between them, and a bias each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(2, 2), nn.LayerNorm(2)
+        self.second, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.second(self.norm(self.first(x))))
+        return scores
+
+
+def test_a_further_request_negates_the_layer_negated_least_often_but_the_last() -> None:
+    client = Client.of("a", (torch.rand(4, 2), torch.tensor([0, 1, 0, 1])), validation=0)
+    federation = InProcess(Three, [client], workers=1, device="cpu")
+    weights = federation.architecture.fresh(0)
+
+    def answered(before: Weights, method: NoT) -> Weights:
+        task = Task.of(federation, before, ForgetClass(0), LocalTraining(), federation.architecture)
+        return [done.after for done in method.unlearn(task)][-1]
+
+    for _ in range(4):
+        weights = answered(weights, NoT())
+    assert weights.negations == (("first.weight",), ("second.weight",), ("first.weight",), ("second.weight",))
+    assert answered(weights, NoT(again="same")).negations[-1] == ("first.weight",)
+    assert answered(weights, NoT(["second", "first"], again="same")).negations[-1] == ("first.weight", "second.weight")
+    slices = replace(weights, negations=(("first.weight[0:1]",),))
+    assert answered(slices, NoT()).negations[-1] == ("second.weight",)
+    task = Task.of(federation, weights, ForgetClass(0), LocalTraining(), federation.architecture)
+    assert list(NoT(again="none").unlearn(task)) == []
+    assert len(list(NoT(again="none").unlearn(replace(task, weights=replace(weights, negations=()))))) == 1
+
+
+def test_a_network_of_one_layer_has_no_other_to_negate() -> None:
+    with pytest.raises(LayerError, match="has one layer alone, which has been negated: say again='same'"):
+        other_layer(nn.Linear(1, 1), [("weight",)])
+
+
+def test_recovery_at_an_annealed_learning_rate() -> None:
+    """From the same state: a round at 0.2, at 0.02 + 0.18 / 2 = 0.11 half-way down the cosine, then at 0.02."""
+    begun = task(ForgetClient("a"))
+    method = NoT(annealing=Annealing(lr=0.2, last=0.02, rounds=2))
+    expected, weights = [0.2, 0.11, 0.02, 0.02], begun.weights
+    for number, (lr, done) in enumerate(zip(expected, method.recover(begun, begun.weights), strict=False)):
+        training = LocalTraining(SGD(lr, 0.0, 0.0))
+        weights = aggregate(begun.retained, weights, training, begun.turn(number, phase="recover"))
+        assert (done.after - weights).norm() < 1e-6
+    with pytest.raises(ValueError, match="has no learning rate to be set"):
+        method.check(replace(begun, training=LocalTraining(torch.optim.SGD.__call__)))  # type: ignore[arg-type]
 
 
 def test_fine_tuning_only_goes_on() -> None:

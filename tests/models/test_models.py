@@ -7,11 +7,14 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torchvision.models import efficientnet_b0, resnet18
 
 from fedunlearn import models
 from fedunlearn.layers import layers, plan
 from fedunlearn.models import LayerNormCNN
+from fedunlearn.models.resnet import SmallResNet
 from fedunlearn.models.vit import SmallViT
+from fedunlearn.presets import presets
 
 FIGURE_3 = ["conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2", "head"]
 
@@ -170,3 +173,43 @@ build("layernorm-cnn", 2, (1, 8, 8))
 sys.exit("torchvision" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- the residual network -------------------------------------------------------------------------------------------
+
+
+def test_small_resnet_is_resnet18_but_for_its_stem() -> None:
+    ours, theirs = SmallResNet(10), resnet18(num_classes=10)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    shapes = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
+    shapes["conv1.weight"] = (64, 3, 3, 3)
+    assert {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()} == shapes
+    assert parameters(ours) == parameters(theirs) - 64 * 3 * (49 - 9) == 11_173_962
+
+
+def test_small_resnet_computes_what_torchvisions_does_behind_the_stem() -> None:
+    ours, theirs = SmallResNet(10).eval(), resnet18(num_classes=10).eval()
+    theirs.load_state_dict({**ours.state_dict(), "conv1.weight": theirs.conv1.weight})
+    theirs.conv1, theirs.maxpool = ours.conv1, nn.Identity()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+
+
+def test_small_resnet_in_other_sizes() -> None:
+    network = SmallResNet(5, (1, 28, 28), width=4, blocks=(1, 2))
+    assert network(torch.rand(3, 1, 28, 28)).shape == (3, 5)
+    assert network.fc.in_features == 8
+    assert plan(network).names == ("conv1.weight",)
+    with pytest.raises(ValueError, match=r"8x8 at least, not \(1, 7, 28\)"):
+        SmallResNet(5, (1, 7, 28))
+
+
+def test_presets_name_the_layers_that_the_paper_negates() -> None:
+    """EfficientNet: "all convolution and dense layers with indices <= 150" (supplement 14.1)."""
+    with torch.device("meta"):
+        network = efficientnet_b0(num_classes=10)
+    preset = presets("NoT")["paper-efficientnet"].values
+    rows = [row.name for row in layers(network) if row.index <= 150 and row.kind in ("convolution", "linear")]
+    assert len(rows) == 58
+    assert plan(network, preset["layers"], batchnorm="leave").names == tuple(rows)

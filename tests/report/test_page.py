@@ -14,6 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from fedunlearn.evaluation.scores import ForgetSet
 from fedunlearn.report.drawing import COLOURS
 from fedunlearn.report.page import page, publish
 from fedunlearn.report.report import Report
@@ -279,13 +280,18 @@ def test_other_requests_in_words(report: Report, request_: dict[str, object], sa
     assert says in page([replace(report, experiment={**report.experiment, "request": request_})])
 
 
-def test_what_was_asked_earlier_and_who_has_left_is_told(report: Report) -> None:
-    earlier = [{"kind": "Client", "client": "2"}, [{"kind": "Class", "label": 1}, {"kind": "Client", "client": "3"}]]
-    told = page(
-        [replace(report, experiment={**report.experiment, "earlier": earlier, "left": ["0"]}, rows=alone(report))]
-    )
+def test_what_was_asked_earlier_and_who_has_left_is_told_and_each_request_has_its_gap(report: Report) -> None:
+    asked = [{"kind": "Client", "client": "2"}, [{"kind": "Class", "label": 1}, {"kind": "Client", "client": "3"}]]
+    sets = (ForgetSet(10, 20), ForgetSet(30, 40), ForgetSet(50, 60))
+    scored = [(row, row.scores) for row in report.rows]
+    rows = tuple(replace(row, scores=replace(found, sets=sets) if found else None) for row, found in scored)
+    told = page([replace(report, experiment={**report.experiment, "earlier": asked, "left": ["0"]}, rows=rows)])
     assert "Request 3, after all data of client 2; class 1, whoever holds it and all data of client 3. " in told
     assert "To be forgotten: all data of client 0. Client 0 has left already: " in told
+    for number in (1, 2, 3):
+        assert f"Gap, request {number}</th>" in told
+    assert "Gap, request 4" not in told
+    assert "50.00 ± 0.00" in told
 
 
 def test_failures_and_missing_seeds_are_told(pages: dict[str, Path]) -> None:

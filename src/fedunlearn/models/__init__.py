@@ -19,10 +19,10 @@ def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn
     """Build a newly initialised network.
 
     Args:
-        name: ``layernorm-cnn`` (`LayerNormCNN`); ``small-resnet`` (`fedunlearn.models.resnet.SmallResNet`); ``small-vit``
-            (`fedunlearn.models.vit.SmallViT`); torchvision's ``resnet18``, ``vit_b_16`` or ``efficientnet_b0``, without pretrained weights; or
-            ``package.module:Class``, anything that returns a network when it is called with ``options`` alone
-            (your own network knows its classes).
+        name: ``layernorm-cnn`` (`LayerNormCNN`); ``small-resnet`` (`fedunlearn.models.resnet.SmallResNet`);
+            ``small-vit`` (`fedunlearn.models.vit.SmallViT`); torchvision's ``resnet18``, ``vit_b_16`` or
+            ``efficientnet_b0``, without pretrained weights; or ``package.module:Class``, anything that returns a
+            network when it is called with ``options`` alone (your own network knows its classes).
         classes: number of outputs.
         shape: of one input, without the batch dimension.
         **options: further arguments of the network's constructor.
