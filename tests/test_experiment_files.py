@@ -75,7 +75,10 @@ rounds = 1
 
 METHODS = f"{', '.join(CATALOGUE)} or your own as package.module:Class"
 HOW = f"{', '.join(list(PERTURBATIONS.kinds)[:-1])} or Shrink"
-TOP = "title, data, model, training, request, recovery, story, minutes, published, keep, methods, seeds, then, earlier, left"
+TOP = (
+    "title, data, model, training, request, recovery, story, minutes, published, keep, methods, seeds, then, earlier, "
+    "left"
+)
 
 
 @pytest.fixture
@@ -159,7 +162,8 @@ WRONG = [
     (
         '"NoT"]',
         '{ kind = "NoT", layer = "head" }]',
-        ":3: methods.1.layer: is unknown (did you mean layers?); there are layers, include_bias, batchnorm, again, annealing",
+        ":3: methods.1.layer: is unknown (did you mean layers?); there are layers, include_bias, batchnorm, again, "
+        "annealing",
     ),
     (
         '"NoT"]',
