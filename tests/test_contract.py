@@ -139,6 +139,10 @@ class ReadsWhatItDoesNotDeclare(NoT):
             yield Round(0, task.weights)
 
 
+class ReadsLabelsThatItDoesNotDeclare(FedQUIT):
+    needs = Needs(forget_data="inputs", target_online=True)
+
+
 @dataclass(frozen=True)
 class SeesSingleUpdates(Method):
     needs = Needs(retain_online=True)
@@ -253,6 +257,7 @@ BROKEN = [
     Broken(Unseeded(), "same_seed_same_bits"),
     Broken(ChangesItsInput(), "inputs_unchanged"),
     Broken(ReadsWhatItDoesNotDeclare(), "needs_are_true"),
+    Broken(ReadsLabelsThatItDoesNotDeclare(), "needs_are_true"),
     Broken(SeesSingleUpdates(), "needs_are_true"),
     Broken(AsksOnceTooOften(), "costs_are_the_closed_form"),
     Broken(HoldsTooMuch(), "a_client_holds_three_models"),
