@@ -19,12 +19,16 @@ from fedunlearn.methods.fedosd import FedOSD
 from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.fukd import FUKD
+from fedunlearn.methods.l1_sparse import L1Sparse
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.perturbation import PERTURBATIONS, Perturb, PruneAndReinitialise, RotateOutputs, WhiteNoise
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
+from fedunlearn.methods.randl import RandL
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.methods.salun import SalUn
+from fedunlearn.methods.ssd import SSD
 from fedunlearn.needs import Needs, NeedsError, Size
 from fedunlearn.programs import Evaluate, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
@@ -57,6 +61,12 @@ METHODS: list[Method] = [  # a newcomer stands here too
     FedOSD(rounds=2),
     FedOSD(rounds=1, recovery="plain"),
     FedQUIT(),
+    RandL(rounds=2),
+    RandL(rounds=2, mix="joint", exclude_true=False),
+    L1Sparse(),
+    SSD(batch_size=8),
+    SalUn(rounds=2),
+    SalUn(rounds=1, mix="joint", lr=0.01),
     Perturb(WhiteNoise(), "*"),
     Perturb(RotateOutputs(), recalibrate=True),
     Perturb(PruneAndReinitialise(0.9), "*", include_bias=True),
