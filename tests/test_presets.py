@@ -10,8 +10,12 @@ import pytest
 from fedunlearn.experiment import ExperimentError, made, resolved
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.fcu import FCU
+from fedunlearn.methods.l1_sparse import L1Sparse
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.pgd import PGD
+from fedunlearn.methods.randl import RandL
+from fedunlearn.methods.salun import SalUn
+from fedunlearn.methods.ssd import SSD
 from fedunlearn.presets import SOURCES, grid, origins, presets
 
 ALL = [(method, preset) for method in CATALOGUE for preset in presets(method).values()]
@@ -47,6 +51,16 @@ def test_supplement_14_1_by_hand() -> None:
     assert made({"kind": "MoDE", "preset": "paper-vit"}) == MoDE(15, 12, 0.9, 0.001, 0.001)
     assert presets("FCU")["paper-vit"].sources["lr"] == "guess"
     assert presets("FCU")["paper-vit"].sources["interval"] == "supplement"
+
+
+def test_supplement_14_2_by_hand() -> None:
+    """Of the centralized methods the supplement's values are the defaults, too."""
+    assert made({"kind": "RandL", "preset": "paper-resnet18"}) == RandL() == RandL(50, True, "sequential")
+    assert made({"kind": "l1-sparse", "preset": "paper-resnet18"}) == L1Sparse() == L1Sparse(2, 0.002)
+    assert made({"kind": "SSD", "preset": "paper-resnet18"}) == SSD() == SSD(0.5, 0.5, 64)
+    assert made({"kind": "SalUn", "preset": "paper-resnet18"}) == SalUn() == SalUn(0.2, 50)
+    assert made({"kind": "SalUn", "preset": "paper-resnet18-frozen"}) == SalUn(0.8, 50)
+    assert presets("SalUn")["paper-resnet18-frozen"].sources["trainable_fraction"] == "guess"
 
 
 def test_what_stands_beside_a_preset_goes_before_it() -> None:
