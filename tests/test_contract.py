@@ -24,14 +24,18 @@ from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.fukd import FUKD
 from fedunlearn.methods.ga import GA
+from fedunlearn.methods.l1_sparse import L1Sparse
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.neggrad import NegGradPlus
 from fedunlearn.methods.perturbation import PERTURBATIONS, Perturb, PruneAndReinitialise, RotateOutputs, WhiteNoise
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
+from fedunlearn.methods.randl import RandL
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.methods.salun import SalUn
 from fedunlearn.methods.scrub import SCRUB
+from fedunlearn.methods.ssd import SSD
 from fedunlearn.needs import Needs, NeedsError, Size
 from fedunlearn.programs import Evaluate, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
@@ -69,6 +73,12 @@ METHODS: list[Method] = [  # a newcomer stands here too
     BadT(epochs=2),
     SCRUB(),
     SCRUB(epochs=1, msteps=0),
+    RandL(rounds=2),
+    RandL(rounds=2, mix="joint", exclude_true=False),
+    L1Sparse(),
+    SSD(batch_size=8),
+    SalUn(rounds=2),
+    SalUn(rounds=1, mix="joint", lr=0.01),
     Perturb(WhiteNoise(), "*"),
     Perturb(RotateOutputs(), recalibrate=True),
     Perturb(PruneAndReinitialise(0.9), "*", include_bias=True),
@@ -167,6 +177,10 @@ class ReadsWhatItDoesNotDeclare(NoT):
             for _ in task.forgotten.run(Evaluate(), task.weights, task.turn()):
                 pass
             yield Round(0, task.weights)
+
+
+class ReadsLabelsThatItDoesNotDeclare(FedQUIT):
+    needs = Needs(forget_data="inputs", target_online=True)
 
 
 @dataclass(frozen=True)
@@ -283,6 +297,7 @@ BROKEN = [
     Broken(Unseeded(), "same_seed_same_bits"),
     Broken(ChangesItsInput(), "inputs_unchanged"),
     Broken(ReadsWhatItDoesNotDeclare(), "needs_are_true"),
+    Broken(ReadsLabelsThatItDoesNotDeclare(), "needs_are_true"),
     Broken(SeesSingleUpdates(), "needs_are_true"),
     Broken(AsksOnceTooOften(), "costs_are_the_closed_form"),
     Broken(HoldsTooMuch(), "a_client_holds_three_models"),

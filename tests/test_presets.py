@@ -12,10 +12,14 @@ from fedunlearn.methods.badt import BadT
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.fcu import FCU
 from fedunlearn.methods.ga import GA
+from fedunlearn.methods.l1_sparse import L1Sparse
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.neggrad import NegGradPlus
 from fedunlearn.methods.pgd import PGD
+from fedunlearn.methods.randl import RandL
+from fedunlearn.methods.salun import SalUn
 from fedunlearn.methods.scrub import SCRUB
+from fedunlearn.methods.ssd import SSD
 from fedunlearn.presets import SOURCES, grid, origins, presets
 
 ALL = [(method, preset) for method in CATALOGUE for preset in presets(method).values()]
@@ -68,6 +72,16 @@ def test_published_code_of_centralized_methods_by_hand() -> None:
     assert large == SCRUB(3, 2, 0.001, 0.99, 4.0, (3, 5, 9), 0.1, 5e-4, 512, 256)
     assert large == replace(SCRUB(), lr=5e-4, forget_batch_size=512, retain_batch_size=256)  # else the defaults
     assert small == SCRUB(10, 3, 0.5, 1.0, 2.0, (5, 8, 9), 0.1, 5e-4, 64, 32)
+
+
+def test_defaults_of_centralized_methods_are_the_supplements() -> None:
+    """Of the centralized methods the supplement's values are the defaults, too."""
+    assert made({"kind": "RandL", "preset": "paper-centralized"}) == RandL() == RandL(50, True, "sequential")
+    assert made({"kind": "l1-sparse", "preset": "paper-centralized"}) == L1Sparse() == L1Sparse(2, 0.002)
+    assert made({"kind": "SSD", "preset": "paper-centralized"}) == SSD() == SSD(0.5, 0.5, 64)
+    assert made({"kind": "SalUn", "preset": "paper-centralized"}) == SalUn() == SalUn(0.2, 50)
+    assert made({"kind": "SalUn", "preset": "paper-centralized-frozen"}) == SalUn(0.8, 50)
+    assert presets("SalUn")["paper-centralized-frozen"].sources["trainable_fraction"] == "guess"
 
 
 def test_what_stands_beside_a_preset_goes_before_it() -> None:

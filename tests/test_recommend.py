@@ -26,6 +26,8 @@ from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.neggrad import NegGradPlus
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
+from fedunlearn.methods.randl import RandL
+from fedunlearn.methods.salun import SalUn
 from fedunlearn.needs import Circumstances, NeedsError, Size
 from fedunlearn.programs import LocalTraining
 from fedunlearn.recommend import CANDIDATES, Candidate, Offer, recommend
@@ -56,8 +58,13 @@ client = "0"
 rounds = 2
 """
 
-# One may stop early, the others take long.
-SHORT = {"PGD": PGD(squared_stop_distance=1e9), "FedOSD": FedOSD(rounds=2), "NegGrad+": NegGradPlus(epochs=2)}
+SHORT = {  # one may stop early, the others take long
+    "PGD": PGD(squared_stop_distance=1e9),
+    "FedOSD": FedOSD(rounds=2),
+    "RandL": RandL(rounds=2),
+    "NegGrad+": NegGradPlus(epochs=2),
+    "SalUn": SalUn(rounds=2),
+}
 
 ALL = Circumstances(history=frozenset(KINDS), proxy=True)
 FLOPS = SampleFlops(forward=2, backward=3)
@@ -200,16 +207,20 @@ def test_those_that_cannot_run_come_last_without_a_price() -> None:
         (replace(ALL, proxy=False), {"FUKD"}, "proxy data at the server"),
         (
             replace(ALL, target_online=False),
-            {"PGD", "MoDE", "FCU", "PUF", "PUF(rate=20.0, round=regular)", "FedOSD", "FedQUIT"}
-            | {"GA", "NegGrad+", "BadT", "SCRUB"},
+            {
+                *("PGD", "MoDE", "FCU", "PUF", "PUF(rate=20.0, round=regular)", "FedOSD", "FedQUIT"),
+                *("GA", "NegGrad+", "BadT", "SCRUB", "RandL", "SSD", "SalUn"),
+            },
             "whose holder has left",
         ),
         (replace(ALL, single_updates=False), {"FedEraser", "FedOSD"}, "single updates, which secure aggregation"),
         (replace(ALL, whole_clients=False), {"FedAccum", "FUKD", "PGD"}, "cannot forget a part of a client"),
         (
             replace(ALL, retain_online=False),
-            {"FedEraser", "MoDE", "MoDE(guide_target=False)", "PUF(rate=20.0, round=regular)", "FedOSD"}
-            | {"NegGrad+", "BadT", "SCRUB"},
+            {
+                *("FedEraser", "MoDE", "MoDE(guide_target=False)", "PUF(rate=20.0, round=regular)", "FedOSD"),
+                *("NegGrad+", "BadT", "SCRUB", "RandL", "l1-sparse", "SSD", "SalUn"),
+            },
             "clients that stay",
         ),
     ],
@@ -222,7 +233,7 @@ def test_each_refusal_has_its_reason(circumstances: Circumstances, refused: set[
 
 def test_when_all_are_gone_and_nothing_was_kept() -> None:
     left = offered(Circumstances(target_online=False))
-    assert set(can_run(left)) == {"Retrain", "FT", "NoT", "Perturb", "MoDE(guide_target=False)"}
+    assert set(can_run(left)) == {"Retrain", "FT", "NoT", "Perturb", "MoDE(guide_target=False)", "l1-sparse"}
 
 
 def test_what_exceeds_a_limit_comes_after_what_does_not() -> None:

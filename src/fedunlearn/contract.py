@@ -177,8 +177,9 @@ def needs_are_true(case: Case) -> None:
             gone = replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained)
             _does_without(case, "the client that leaves", gone)
     if needs.forget_data == "inputs":
-        blindfolded = partial(_Asked, ask=_WithoutLabels)
-        blind = _does_without(case, "the labels", _with(task, forgotten=blindfolded, everyone=blindfolded))
+        forgotten = partial(_Asked, ask=partial(_WithoutLabels, all_go=True))  # this view flags nothing
+        everyone = partial(_Asked, ask=partial(_WithoutLabels, all_go=False))
+        blind = _does_without(case, "the labels", _with(task, forgotten=forgotten, everyone=everyone))
         _same_rounds(plain, blind, "with labels of the forgotten samples hidden,")
     if not needs.retain_online:
         _does_without(case, "the clients that stay", _with(task, retained=_Denied, everyone=_Denied))
@@ -454,12 +455,13 @@ class _Around:
 
 @dataclass(frozen=True)
 class _WithoutLabels:
-    """A program that is shown class 0 for every sample to be forgotten."""
+    """A program that is shown class 0 for every sample to be forgotten: for all, or for those that are flagged."""
 
     program: Program
+    all_go: bool
 
     def __call__(self, context: ClientContext) -> Reply:
-        return self.program(cast(ClientContext, _Unlabelled(context)))
+        return self.program(cast(ClientContext, _Unlabelled(context, self.all_go)))
 
 
 @dataclass(frozen=True)
@@ -491,8 +493,13 @@ class _Counted(_Around):
 
 
 class _Unlabelled(_Around):
+    def __init__(self, context: ClientContext, all_go: bool) -> None:
+        super().__init__(context)
+        self._all_go = all_go
+
     def batches(
         self, epoch: int, size: int, *, of: Choose | None = None, part: Part = "train", train: bool = True
     ) -> Iterator[Batch]:
         for batch in self._context.batches(epoch, size, of=of, part=part, train=train):
-            yield Batch(batch.x, torch.where(batch.forget, 0, batch.y), batch.forget)
+            goes = batch.forget | self._all_go
+            yield Batch(batch.x, torch.where(goes, 0, batch.y), batch.forget)

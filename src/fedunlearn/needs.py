@@ -118,6 +118,12 @@ class Size:
     clients: int = 0
     rounds: int = 0
 
+    @property
+    def everyone(self) -> Mapping[ClientId, int]:
+        """All training samples of each client."""
+        clients = [*self.retained, *(client for client in self.forgotten if client not in self.retained)]
+        return {client: self.retained.get(client, 0) + self.forgotten.get(client, 0) for client in clients}
+
     def sent(self, clients: int, work: Work | None = None, *, down: int = 1, up: int = 1) -> Traffic:
         """What it is to exchange so many models with so many clients, who do this work together."""
         models, whole = (clients * down, clients * up), self.message + self.buffers

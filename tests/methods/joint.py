@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self, cast
 
 import numpy as np
@@ -72,8 +73,8 @@ REQUESTS: Mapping[str, Predicate] = {
 }
 
 
-def linear() -> nn.Module:
-    return nn.Linear(4, 3, dtype=torch.float64)
+def linear(classes: int = 3) -> nn.Module:
+    return nn.Linear(4, classes, dtype=torch.float64)
 
 
 def holdings() -> dict[ClientId, Held]:
@@ -83,9 +84,9 @@ def holdings() -> dict[ClientId, Held]:
     return {k: Held(rng.normal(size=(n, 4)), rng.permutation(np.arange(n) % 3)) for k, n in sizes.items()}
 
 
-def federation_of(held: Mapping[ClientId, Held]) -> InProcess:
+def federation_of(held: Mapping[ClientId, Held], classes: int = 3) -> InProcess:
     clients = [Client.of(k, (torch.from_numpy(h.x), torch.from_numpy(h.y)), validation=0) for k, h in held.items()]
-    return InProcess(linear, clients, workers=1, device="cpu")
+    return InProcess(partial(linear, classes), clients, workers=1, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ class Twin:
         return weighted((trained(theta, held), len(held)) for held in self.retained.values())
 
 
-def trained(theta: Array, held: Held, lr: float = LR) -> Array:
-    return sgd(theta, labelled(held), lr, STEPS, MOMENTUM, DECAY)
+def trained(theta: Array, held: Held, lr: float = LR, classes: int = 3) -> Array:
+    return sgd(theta, labelled(held, classes), lr, STEPS, MOMENTUM, DECAY)
 
 
-def twin(request: Predicate, held: Mapping[ClientId, Held] | None = None) -> Twin:
+def twin(request: Predicate, held: Mapping[ClientId, Held] | None = None, classes: int = 3) -> Twin:
     held = held or holdings()
-    federation = federation_of(held)
+    federation = federation_of(held, classes)
     weights = federation.architecture.fresh(1)
     goes = {k: request(k, torch.from_numpy(h.y)).numpy() for k, h in held.items()}
     return Twin(

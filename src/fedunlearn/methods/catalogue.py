@@ -12,14 +12,18 @@ from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.fukd import FUKD
 from fedunlearn.methods.ga import GA
+from fedunlearn.methods.l1_sparse import L1Sparse
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.neggrad import NegGradPlus
 from fedunlearn.methods.perturbation import Perturb
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
+from fedunlearn.methods.randl import RandL
 from fedunlearn.methods.retrain import Retrain
+from fedunlearn.methods.salun import SalUn
 from fedunlearn.methods.scrub import SCRUB
+from fedunlearn.methods.ssd import SSD
 from fedunlearn.task import Method
 
 __all__ = ["CATALOGUE"]
@@ -42,4 +46,8 @@ CATALOGUE: Mapping[str, type[Method]] = {
     "NegGrad+": NegGradPlus,
     "BadT": BadT,
     "SCRUB": SCRUB,
+    "RandL": RandL,
+    "l1-sparse": L1Sparse,
+    "SSD": SSD,
+    "SalUn": SalUn,
 }
