@@ -14,6 +14,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Turned
 from fedunlearn.evaluation import published
@@ -130,7 +131,7 @@ WRONG = [
         "clients = 4",
         "clinets = 4",
         ":7: data.clinets: is unknown (did you mean clients?); there are name, clients, samples, partition, "
-        "validation, treatment, proxy",
+        "validation, treatment, proxy, images",
     ),
     ('name = "layernorm-cnn"', 'name = "a"\nkernel = 3', ":11: model.kernel: is unknown; there are name, options"),
     (
@@ -332,6 +333,16 @@ WRONG = [
         "clients = 4",
         'treatment.0 = { kind = "Turned", quarter_turns = 5 }',
         ":7: data.treatment.0: images are turned by 1, 2 or 3 quarters, not 5",
+    ),
+    (
+        "clients = 4",
+        'images = "Crop"',
+        ':7: data.images: must be Cropped or Flipped (did you mean Cropped?), not "Crop"',
+    ),
+    (
+        "clients = 4",
+        'images = { kind = "Cropped", resize = 200 }',
+        ":7: data.images: a square of 224 cannot be cut from 200: crop must be 1 .. resize",
     ),
     (
         "rounds = 1\n",
@@ -616,6 +627,7 @@ data = st.builds(
     partition=st.just(Iid()) | st.builds(Dirichlet, positive, st.integers(0, 100)),
     validation=st.floats(0, 1, exclude_max=True),
     treatment=st.dictionaries(texts, st.builds(Turned, st.sampled_from([1, 2, 3])), max_size=3),
+    images=st.none() | st.just(Flipped()) | st.builds(Cropped, st.integers(9, 99), st.integers(1, 9), st.booleans()),
 )
 optimizers = any_of(SGD, lr=positive, momentum=st.floats(0, 1), weight_decay=not_negative) | any_of(
     Adam, lr=positive, betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), weight_decay=not_negative

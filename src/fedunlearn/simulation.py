@@ -77,7 +77,7 @@ class Setting:
         Raises:
             ValueError: data set, network and request do not go together.
         """
-        data = datasets.load(experiment.data.name, data_dir)
+        data = datasets.load(experiment.data.name, data_dir, experiment.data.images)
         architecture = Architecture(_Build(experiment.model, data.classes, data.shape))
         try:
             flops = flops_per_sample(architecture.build, data.shape)
@@ -240,13 +240,13 @@ def _partition(clients: list[Client], meant: View, classes: int) -> Partition:
 
 def _digest(samples: Samples) -> str:
     """Of labels and inputs. All are read, as in every round of training."""
-    labels = samples.labels
+    labels, cpu = samples.labels, torch.device("cpu")
     digest = hashlib.blake2b(labels.numpy().tobytes(), digest_size=16)
     if isinstance(samples, TensorSamples):
         digest.update(f"{samples.values.dtype} {samples.values.shape} {samples.mean} {samples.std}".encode())
         parts: Iterable[torch.Tensor] = [samples.values]
     else:
-        parts = (samples.inputs(part, None) for part in torch.split(torch.arange(len(labels)), _AT_ONCE))
+        parts = (samples.inputs(part, None, cpu) for part in torch.split(torch.arange(len(labels)), _AT_ONCE))
     with seeded(0):  # some data sets draw at random
         for part in parts:
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)

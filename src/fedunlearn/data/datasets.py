@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from fedunlearn.data import idx
+from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.importing import load_object, unknown
-from fedunlearn.samples import Samples, TensorSamples, as_samples
+from fedunlearn.samples import Samples, SteppedSamples, TensorSamples, as_samples
 
 __all__ = ["NAMES", "DataMissing", "DataSet", "download", "load"]
 
@@ -44,7 +45,7 @@ class DataSet:
     shape: tuple[int, ...]
 
 
-def load(name: str, data_dir: Path | None = None) -> DataSet:
+def load(name: str, data_dir: Path | None = None, images: Cropped | Flipped | None = None) -> DataSet:
     """Load a data set.
 
     Args:
@@ -60,19 +61,23 @@ def load(name: str, data_dir: Path | None = None) -> DataSet:
         data_dir: where Fashion-MNIST's four ``*-ubyte`` files lie, gzipped or not, or the root that
             torchvision downloaded them to. By default: where Debian's package puts them, else torchvision's
             root ``./data``, else ``~/.cache/fedunlearn``.
+        images: how images become inputs; None: as they are.
 
     Raises:
         DataMissing: the files are not there.
-        ValueError: the name is unknown, or the files or the function's data are not what they should be.
+        ValueError: the name is unknown, or the files or the function's data are not what they should be, or are no
+            images that could be laid out.
         ImportError: there is no such function.
     """
     if name == "digits":
-        return _digits()
-    if name == "fashion-mnist":
-        return _fashion_mnist(data_dir)
-    if ":" in name:
-        return _own(name)
-    raise unknown("data set", name, NAMES)
+        found = _digits()
+    elif name == "fashion-mnist":
+        found = _fashion_mnist(data_dir)
+    elif ":" in name:
+        found = _own(name)
+    else:
+        raise unknown("data set", name, NAMES)
+    return found if images is None else _seen(found, images)
 
 
 def download(name: str, data_dir: Path | None = None) -> None:
@@ -139,6 +144,22 @@ def _images(images: Path, labels: Path) -> TensorSamples:
     return TensorSamples(values.unsqueeze(1), classes.long(), mean=0.2860, std=0.3530)
 
 
+def _seen(data: DataSet, images: Cropped | Flipped) -> DataSet:
+    """The same images as the network is to see them."""
+    train, test = data.train, data.test
+    if len(data.shape) != 3 or not isinstance(train, SteppedSamples) or not isinstance(test, SteppedSamples):
+        raise ValueError(
+            f"data.images is for images that are held as a tensor (N, channels, height, width), which {data.name}'s "
+            "are not: leave it out, and let the data set do it"
+        )
+    return replace(
+        data,
+        train=replace(train, geometry=images),
+        test=replace(test, geometry=images),
+        shape=images.shape(data.shape),
+    )
+
+
 def _own(name: str) -> DataSet:
     try:
         made = load_object(name)()
@@ -159,5 +180,5 @@ def _own(name: str) -> DataSet:
     labels = torch.cat([train.labels, test.labels])
     if len(train.labels) == 0 or len(test.labels) == 0 or labels.min() < 0:
         raise ValueError(f"{name} must return training and test samples with labels 0, 1, ...")
-    shape = tuple(train.inputs(torch.tensor([0]), None).shape[1:])
+    shape = tuple(train.inputs(torch.tensor([0]), None, torch.device("cpu")).shape[1:])
     return DataSet(name, train, test, classes=int(labels.max()) + 1, shape=shape)

@@ -40,5 +40,5 @@ class _TurnedSamples:
     def labels(self) -> Tensor:
         return self.samples.labels
 
-    def inputs(self, indices: Tensor, rng: Generator | None) -> Tensor:
-        return torch.rot90(self.samples.inputs(indices, rng), self.quarter_turns, (-2, -1))
+    def inputs(self, indices: Tensor, rng: Generator | None, device: torch.device) -> Tensor:
+        return torch.rot90(self.samples.inputs(indices, rng, device), self.quarter_turns, (-2, -1))

@@ -205,6 +205,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     held = [data["name"], f"{data['clients']} clients", _kind(data["partition"])]
     held += [f"{data['samples']} samples each on average"] if "samples" in data else []
     held += [f"{data['validation']:.0%} of them for validation"]
+    held += [f"images {_kind(data['images'])}"] if "images" in data else []
     held += [f"client {client}: {_kind(treatment)}" for client, treatment in data["treatment"].items()]
     steps = [
         _kind(training["optimizer"]),
