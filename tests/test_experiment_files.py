@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.data.partition import Dirichlet, Iid
-from fedunlearn.data.treatment import Turned
+from fedunlearn.data.treatment import Backdoored, Turned
 from fedunlearn.evaluation import published
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.experiment import (
@@ -225,7 +225,7 @@ WRONG = [
     (
         "clients = 4",
         'treatment = { kind = "Turned", quarter_turns = 1 }',
-        ":7: data.treatment.quarter_turns: must be a table whose kind is Turned, not 1",
+        ":7: data.treatment.quarter_turns: must be a table whose kind is Turned or Backdoored, not 1",
     ),
     (
         "clients = 4",
@@ -336,6 +336,12 @@ WRONG = [
     ),
     (
         "clients = 4",
+        'treatment.0 = { kind = "Backdoored", share = 80, label = 0 }',
+        ":7: data.treatment.0: the share of poisoned samples must be in (0, 1], not 80.0",
+    ),
+    ("clients = 4", 'treatment.0 = { kind = "Backdoored", label = 0 }', ":7: data.treatment.0.share: is missing"),
+    (
+        "clients = 4",
         'images = "Crop"',
         ':7: data.images: must be Cropped or Flipped (did you mean Cropped?), not "Crop"',
     ),
@@ -386,7 +392,11 @@ WRONG = [
     ),
     # Kinds
     ("clients = 4", 'partition = "iid"', ':7: data.partition: must be Iid or Dirichlet (did you mean Iid?), not "iid"'),
-    ("clients = 4", 'treatment.0 = "Turn"', ':7: data.treatment.0: must be Turned (did you mean Turned?), not "Turn"'),
+    (
+        "clients = 4",
+        'treatment.0 = "Turn"',
+        ':7: data.treatment.0: must be Turned or Backdoored (did you mean Turned?), not "Turn"',
+    ),
     ('"SGD"', '"SDG"', ':14: training.optimizer.kind: must be SGD or Adam (did you mean SGD?), not "SDG"'),
     ('"SGD"', '"own:Optimizer"', ':14: training.optimizer.kind: must be SGD or Adam, not "own:Optimizer"'),
     (
@@ -566,7 +576,7 @@ def test_all_that_is_wrong_is_told_in_the_order_of_its_lines(folder: Path) -> No
         "own.toml:9: data.name: is missing",
         "own.toml:10: data.clients: must be greater than or equal to 1, not 0",
         "own.toml:11: data.treatment.0: images are turned by 1, 2 or 3 quarters, not 0",
-        'own.toml:12: data.treatment.b: must be Turned, not "Upside"',
+        'own.toml:12: data.treatment.b: must be Turned or Backdoored, not "Upside"',
         "own.toml:13: data.partition.alpha: is missing",
         "own.toml:13: data.partition.beta: is unknown; there are alpha, minimum",
         'own.toml:16: request.client: must be text, not 0: write "0"',
@@ -626,7 +636,12 @@ data = st.builds(
     samples=st.none() | counts,
     partition=st.just(Iid()) | st.builds(Dirichlet, positive, st.integers(0, 100)),
     validation=st.floats(0, 1, exclude_max=True),
-    treatment=st.dictionaries(texts, st.builds(Turned, st.sampled_from([1, 2, 3])), max_size=3),
+    treatment=st.dictionaries(
+        texts,
+        st.builds(Turned, st.sampled_from([1, 2, 3]))
+        | st.builds(Backdoored, st.floats(0, 1, exclude_min=True), st.integers()),
+        max_size=3,
+    ),
     images=st.none() | st.just(Flipped()) | st.builds(Cropped, st.integers(9, 99), st.integers(1, 9), st.booleans()),
 )
 optimizers = any_of(SGD, lr=positive, momentum=st.floats(0, 1), weight_decay=not_negative) | any_of(

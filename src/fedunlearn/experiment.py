@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails
 
 from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.data.partition import Dirichlet, Iid
-from fedunlearn.data.treatment import Turned
+from fedunlearn.data.treatment import Backdoored, Turned
 from fedunlearn.evaluation.published import require_published
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.stopping import Recovered
@@ -106,7 +106,7 @@ class _Requests(Kinds):
 
 _PARTITIONS = Kinds(Iid=Iid, Dirichlet=Dirichlet)
 _IMAGES = Kinds(Cropped=Cropped, Flipped=Flipped)
-_TREATMENTS = Kinds(Turned=Turned)
+_TREATMENTS = Kinds(Turned=Turned, Backdoored=Backdoored)
 _OPTIMIZERS = Kinds(SGD=SGD, Adam=Adam)
 _SCHEDULES = Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
 _REQUESTS = _Requests(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances, Share=ForgetShare)

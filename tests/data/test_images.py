@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -101,7 +103,7 @@ def test_inputs_are_made_on_the_device_and_drawn_on_the_cpu(geometry: Flipped | 
 def test_bytes_then_geometry_then_normalisation_per_channel() -> None:
     """51 and 255 are 0.2 and 1; the first channel is (x - 0.1) / 2, the second (x - 0.2) / 4."""
     values = torch.tensor([[[[51, 255]], [[51, 255]]]], dtype=torch.uint8)
-    seen = []
+    seen: list[Any] = []
 
     def mirrored(x: Tensor, draws: torch.Generator | None) -> Tensor:
         seen.append((x.dtype, x.flatten().tolist(), draws))
