@@ -116,6 +116,7 @@ def test_it_is_told_everywhere_where_a_run_has_it(
 ) -> None:
     html = publish([door], tmp_path).read_text()
     assert html.count(">Attack %<") == 1
+    assert "client 0: Backdoored (share 0.8, label 7)" in html
     assert "Backdoor attack by round" in html
     assert "share of test samples of other classes that are taken for its label" in html
     assert (tmp_path / "figures/measure-attack.svg").is_file()
@@ -139,8 +140,11 @@ def test_it_is_told_everywhere_where_a_run_has_it(
 
 def test_it_is_told_nowhere_else(door: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tuple(replace(row, scores=replace(row.scores, attack=None) if row.scores else None) for row in door.rows)
-    without = replace(door, rows=rows, name="without")
+    images = {"kind": "Cropped", "resize": 10, "crop": 8, "flip": True}
+    experiment = {**door.experiment, "data": {**door.experiment["data"], "images": images}}
+    without = replace(door, experiment=experiment, rows=rows, name="without")
     told = [write([without]) for write in (page, tables.as_csv, tables.as_markdown, tables.as_latex)]
+    assert "images Cropped (resize 10, crop 8, flip True)" in told[0]
     assert not [text for text in told for word in ("Attack", "Backdoor attack", "attack_mean") if word in text]
     print_report(without)
     assert "Attack" not in capsys.readouterr().out
