@@ -288,10 +288,10 @@ def test_the_users_data_in_all_its_forms() -> None:
 
     samples = as_samples(Pairs())
     assert samples.labels.tolist() == [0, 1, 0]
-    assert samples.inputs(torch.tensor([2, 0]), None).tolist() == [[2.0, 2.0], [0.0, 0.0]]
+    assert samples.inputs(torch.tensor([2, 0]), None, CPU).tolist() == [[2.0, 2.0], [0.0, 0.0]]
     assert as_samples(samples) is samples
     bytes_ = TensorSamples(torch.tensor([[0], [255]], dtype=torch.uint8), torch.tensor([0, 1]), mean=0.5, std=0.25)
-    assert bytes_.inputs(torch.tensor([0, 1]), None).tolist() == [[-2.0], [2.0]]
+    assert bytes_.inputs(torch.tensor([0, 1]), None, CPU).tolist() == [[-2.0], [2.0]]
     with pytest.raises(TypeError, match="no map-style data set"):
         as_samples(iter([]))
     with pytest.raises(ValueError, match="2 samples but 1 labels"):
@@ -336,7 +336,7 @@ def test_augmentation_draws_from_the_turns_generator_and_only_in_training() -> N
     noisy = TensorSamples(
         torch.zeros(8, 1),
         torch.zeros(8, dtype=torch.int64),
-        augment=lambda x, rng: x + torch.rand(x.shape, generator=rng),
+        geometry=lambda x, rng: x if rng is None else x + torch.rand(x.shape, generator=rng),
     )
     one = Client.of("a", noisy)
     reads = [Read(train=True), Read(train=True), Read(train=False)]

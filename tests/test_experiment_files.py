@@ -14,8 +14,9 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.data.partition import Dirichlet, Iid
-from fedunlearn.data.treatment import Turned
+from fedunlearn.data.treatment import Backdoored, Turned
 from fedunlearn.evaluation import published
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.experiment import (
@@ -133,7 +134,7 @@ WRONG = [
         "clients = 4",
         "clinets = 4",
         ":7: data.clinets: is unknown (did you mean clients?); there are name, clients, samples, partition, "
-        "validation, treatment, proxy",
+        "validation, treatment, proxy, images",
     ),
     ('name = "layernorm-cnn"', 'name = "a"\nkernel = 3', ":11: model.kernel: is unknown; there are name, options"),
     (
@@ -228,7 +229,7 @@ WRONG = [
     (
         "clients = 4",
         'treatment = { kind = "Turned", quarter_turns = 1 }',
-        ":7: data.treatment.quarter_turns: must be a table whose kind is Turned, not 1",
+        ":7: data.treatment.quarter_turns: must be a table whose kind is Turned or Backdoored, not 1",
     ),
     (
         "clients = 4",
@@ -338,6 +339,22 @@ WRONG = [
         ":7: data.treatment.0: images are turned by 1, 2 or 3 quarters, not 5",
     ),
     (
+        "clients = 4",
+        'treatment.0 = { kind = "Backdoored", share = 80, label = 0 }',
+        ":7: data.treatment.0: the share of poisoned samples must be in (0, 1], not 80.0",
+    ),
+    ("clients = 4", 'treatment.0 = { kind = "Backdoored", label = 0 }', ":7: data.treatment.0.share: is missing"),
+    (
+        "clients = 4",
+        'images = "Crop"',
+        ':7: data.images: must be Cropped or Flipped (did you mean Cropped?), not "Crop"',
+    ),
+    (
+        "clients = 4",
+        'images = { kind = "Cropped", resize = 200 }',
+        ":7: data.images: a square of 224 cannot be cut from 200: crop must be 1 .. resize",
+    ),
+    (
         "rounds = 1\n",
         'rounds = 1\nstop = { kind = "Recovered", window = 1 }\n',
         ":22: recovery.stop: window must be 2 scored rounds or more, not 1",
@@ -379,7 +396,11 @@ WRONG = [
     ),
     # Kinds
     ("clients = 4", 'partition = "iid"', ':7: data.partition: must be Iid or Dirichlet (did you mean Iid?), not "iid"'),
-    ("clients = 4", 'treatment.0 = "Turn"', ':7: data.treatment.0: must be Turned (did you mean Turned?), not "Turn"'),
+    (
+        "clients = 4",
+        'treatment.0 = "Turn"',
+        ':7: data.treatment.0: must be Turned or Backdoored (did you mean Turned?), not "Turn"',
+    ),
     ('"SGD"', '"SDG"', ':14: training.optimizer.kind: must be SGD or Adam (did you mean SGD?), not "SDG"'),
     ('"SGD"', '"own:Optimizer"', ':14: training.optimizer.kind: must be SGD or Adam, not "own:Optimizer"'),
     (
@@ -559,7 +580,7 @@ def test_all_that_is_wrong_is_told_in_the_order_of_its_lines(folder: Path) -> No
         "own.toml:9: data.name: is missing",
         "own.toml:10: data.clients: must be greater than or equal to 1, not 0",
         "own.toml:11: data.treatment.0: images are turned by 1, 2 or 3 quarters, not 0",
-        'own.toml:12: data.treatment.b: must be Turned, not "Upside"',
+        'own.toml:12: data.treatment.b: must be Turned or Backdoored, not "Upside"',
         "own.toml:13: data.partition.alpha: is missing",
         "own.toml:13: data.partition.beta: is unknown; there are alpha, minimum",
         'own.toml:16: request.client: must be text, not 0: write "0"',
@@ -619,7 +640,13 @@ data = st.builds(
     samples=st.none() | counts,
     partition=st.just(Iid()) | st.builds(Dirichlet, positive, st.integers(0, 100)),
     validation=st.floats(0, 1, exclude_max=True),
-    treatment=st.dictionaries(texts, st.builds(Turned, st.sampled_from([1, 2, 3])), max_size=3),
+    treatment=st.dictionaries(
+        texts,
+        st.builds(Turned, st.sampled_from([1, 2, 3]))
+        | st.builds(Backdoored, st.floats(0, 1, exclude_min=True), st.integers()),
+        max_size=3,
+    ),
+    images=st.none() | st.just(Flipped()) | st.builds(Cropped, st.integers(9, 99), st.integers(1, 9), st.booleans()),
 )
 optimizers = any_of(SGD, lr=positive, momentum=st.floats(0, 1), weight_decay=not_negative) | any_of(
     Adam, lr=positive, betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), weight_decay=not_negative

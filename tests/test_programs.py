@@ -246,7 +246,7 @@ def test_evaluate_against_a_plain_forward_pass() -> None:
     client, weights = toy(23, validation=0.2), Architecture(softmax_regression).fresh(4)
     net = softmax_regression()
     weights.into(net)
-    x, y = client.samples.inputs(client.indices, None), client.labels
+    x, y = client.samples.inputs(client.indices, None, CPU), client.labels
     with torch.no_grad():
         scores = net(x).double()
     losses, correct = nn.functional.cross_entropy(scores, y, reduction="none"), scores.argmax(1) == y

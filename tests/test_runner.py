@@ -281,6 +281,18 @@ def test_what_does_not_go_together_is_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_images_are_cropped_and_the_network_sees_their_new_shape(tmp_path: Path) -> None:
+    """4x4 pixels of 8x8: a quarter of the operations in the convolutions, another run in the cache, the same bits."""
+    plans = [tiny(tmp_path), tiny(tmp_path, 'data.images={ kind = "Cropped", resize = 8, crop = 4, flip = false }')]
+    whole, cropped = map(Setting.of, plans)
+    assert (whole.data.shape, cropped.data.shape) == ((1, 8, 8), (1, 4, 4))
+    assert cropped.flops.forward < whole.flops.forward
+    for name, workers in (("one", 1), ("two", 2)):
+        list(run(plans[1], tmp_path / name, workers=workers))
+    assert reported(tmp_path / "one") == reported(tmp_path / "two")
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
+
+
 def test_needs_are_looked_at_before_anything_runs(tmp_path: Path) -> None:
     plan = dataclasses.replace(tiny(tmp_path), methods=(*tiny(tmp_path).methods, Homeowner()))
     with pytest.raises(NeedsError, match=r"Homeowner needs proxy data at the server: .* data\.proxy"):

@@ -177,9 +177,8 @@ class _Context:
             positions = positions[torch.randperm(len(positions), generator=rng)]
         for batch in _cut(positions, size):
             indices = client.indices[batch]
-            x = self._architecture.laid_out(client.samples.inputs(indices, rng))
             yield Batch(
-                x.to(self.device),
+                self._architecture.laid_out(client.samples.inputs(indices, rng, self.device)),
                 client.samples.labels[indices].to(self.device),
                 self._selected.forget[batch].to(self.device),
             )

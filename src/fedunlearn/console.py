@@ -69,13 +69,16 @@ def print_report(report: Report) -> None:
     out.print(report.title, style="bold")
     quality = _table("Retain %", "Forget %", "Test %", "MIA %", "MIA-eff. %", "Avg. gap")
     kept = ["Kept"] if any(line.storage for line in lines) else []
-    price = _table("Rounds", "Bytes", "FLOPs", "Seconds", *kept, "Gap per seed")
+    attacked = ["Attack %"] if "attack" in report.measures else []  # with the other measures it would be too wide
+    price = _table("Rounds", "Bytes", "FLOPs", "Seconds", *kept, "Gap per seed", *attacked)
     for line in lines:
         measures = (line.retain, line.forget, line.test, line.mia, line.mia_efficacy)
         style = "dim" if line.method == ORIGINAL else ""
         quality.add_row(line.method, *map(_spread, measures), f"{line.gap.of_means:.2f}", style=style)
         stored = [f"{line.storage:.2e}"] if kept else []
-        price.add_row(line.method, f"{line.rounds:g}", *_price(line), *stored, f"{line.gap.mean:.2f}", style=style)
+        attack = [_spread(line.attack)] if attacked else []
+        cells = (line.method, f"{line.rounds:g}", *_price(line), *stored, f"{line.gap.mean:.2f}", *attack)
+        price.add_row(*cells, style=style)
     out.print(quality)
     out.print(price)
     if each := report.each():
@@ -106,6 +109,11 @@ compare them in long runs only.
 Stop rules: oracle, the scored round closest to Retrain, which needs the Retrain
 models; recovered, once validation accuracy is back and flat, which needs none."""
     )
+    if attacked:
+        out.print(
+            """Attack: a backdoor's success, the share of test samples of other classes that
+are taken for its label once they bear its trigger."""
+        )
     _print_gaps_in(report)
 
 
@@ -134,10 +142,11 @@ def print_comparison(comparison: Comparison) -> None:
         out.print(differ)
     else:
         out.print("the experiments do not differ")
-    quality = _table("Method", "Retain %", "Forget %", "Test %", "MIA %", "Avg. gap", "Bytes", first="Run")
+    attacked = ["Attack %"] if any("attack" in report.measures for report in comparison.reports) else []
+    quality = _table("Method", "Retain %", "Forget %", "Test %", "MIA %", *attacked, "Avg. gap", "Bytes", first="Run")
     for report in comparison.reports:
         for line in report.table():
-            measures = (line.retain, line.forget, line.test, line.mia)
+            measures = (line.retain, line.forget, line.test, line.mia, *([line.attack] if attacked else []))
             gap = f"{line.gap.of_means:.2f}"
             quality.add_row(report.name, line.method, *map(_spread, measures), gap, f"{line.bytes:.2e}")
     out.print(quality)

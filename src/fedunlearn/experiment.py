@@ -12,8 +12,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from pydantic.dataclasses import dataclass
 from pydantic_core import InitErrorDetails
 
+from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.data.partition import Dirichlet, Iid
-from fedunlearn.data.treatment import Turned
+from fedunlearn.data.treatment import Backdoored, Turned
 from fedunlearn.evaluation.published import require_published
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.stopping import Recovered
@@ -104,15 +105,27 @@ class _Requests(Kinds):
 
 
 _PARTITIONS = Kinds(Iid=Iid, Dirichlet=Dirichlet)
-_TREATMENTS = Kinds(Turned=Turned)
+_IMAGES = Kinds(Cropped=Cropped, Flipped=Flipped)
+_TREATMENTS = Kinds(Turned=Turned, Backdoored=Backdoored)
 _OPTIMIZERS = Kinds(SGD=SGD, Adam=Adam)
 _SCHEDULES = Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
 _REQUESTS = _Requests(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances, Share=ForgetShare)
 _STOP_RULES = Kinds(Recovered=Recovered)
 _METHODS = _Methods(Method, **CATALOGUE)
-_ALL_KINDS = (_PARTITIONS, _TREATMENTS, _OPTIMIZERS, _SCHEDULES, _REQUESTS, _STOP_RULES, _METHODS, PERTURBATIONS)
+_ALL_KINDS = (
+    _PARTITIONS,
+    _IMAGES,
+    _TREATMENTS,
+    _OPTIMIZERS,
+    _SCHEDULES,
+    _REQUESTS,
+    _STOP_RULES,
+    _METHODS,
+    PERTURBATIONS,
+)
 
 Partition = Annotated[Any, BeforeValidator(_PARTITIONS)]
+Images = Annotated[Any, BeforeValidator(_IMAGES)]
 Treatment = Annotated[Any, BeforeValidator(_TREATMENTS)]
 Optimizer = Annotated[Any, BeforeValidator(_OPTIMIZERS)]
 Schedule = Annotated[Any, BeforeValidator(_SCHEDULES)]
@@ -134,6 +147,7 @@ class Data:
         treatment: what is peculiar to the data of single clients.
         proxy: training samples that no client holds and the server does, without looking at their labels. Where
             ``samples`` leaves enough of them, adding some changes nobody's data.
+        images: how they become inputs, which says what shape the network sees; None: as they are.
     """
 
     name: str
@@ -143,6 +157,7 @@ class Data:
     validation: float = Field(default=0.2, ge=0, lt=1)
     treatment: Mapping[ClientId, Treatment] = Field(default_factory=dict)
     proxy: int = Field(default=0, ge=0)
+    images: Images | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -175,6 +175,7 @@ def _values(scores: Scores, bill: Cost) -> dict[str, float]:
         "accuracy/test": scores.test,
         "attack/mia": scores.mia,
         "attack/mia_efficacy": scores.mia_efficacy,
+        "attack/backdoor": scores.attack,
         "validation/accuracy": scores.validation,
         "cost/bytes": bill.traffic.down + bill.traffic.up,
         "cost/flops": bill.flops,

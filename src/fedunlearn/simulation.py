@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.client import Client, View
 from fedunlearn.data import datasets
+from fedunlearn.data.files import FileSamples
+from fedunlearn.data.treatment import Backdoored
 from fedunlearn.evaluation.flops import SampleFlops, flops_per_sample
 from fedunlearn.evaluation.membership import MIA_SAMPLES
 from fedunlearn.evaluation.scores import Scores, score, validate
@@ -77,7 +79,7 @@ class Setting:
         Raises:
             ValueError: data set, network and request do not go together.
         """
-        data = datasets.load(experiment.data.name, data_dir)
+        data = datasets.load(experiment.data.name, data_dir, experiment.data.images)
         architecture = Architecture(_Build(experiment.model, data.classes, data.shape))
         try:
             flops = flops_per_sample(architecture.build, data.shape)
@@ -109,6 +111,7 @@ class Simulation:
     Attributes:
         federation: of the clients.
         test: the test samples, as a federation of their own.
+        attack: those of them that a backdoor is tried on, as the backdoor wants them to be seen; None: there is none.
         proxy: images that no client holds, at the server; None: there are none.
         partition: who holds what.
         training: what a client does in an ordinary round.
@@ -118,15 +121,15 @@ class Simulation:
     """
 
     _TESTS = ("test 0", "test 1")  # two, so that two cores score
+    _ATTACKS = ("attack 0", "attack 1")
     _SERVER = "server"
 
     def __init__(self, setting: Setting, seed: int) -> None:
         self.setting, self.seed = setting, seed
         plan, data = setting.experiment, setting.data
-        tests = [
-            Client.of(name, data.test, part, validation=0)
-            for name, part in zip(self._TESTS, torch.arange(len(data.test.labels)).tensor_split(2), strict=True)
-        ]
+        tests = _shared_out(self._TESTS, data.test, torch.arange(len(data.test.labels)))
+        backdoor = _backdoor(plan.data)
+        tests += _shared_out(self._ATTACKS, *backdoor.attack(data.test)) if backdoor else []
         clients, left = _clients(plan.data, data, seed)
         server = [Client.of(self._SERVER, data.train, left, validation=0)]
         earlier = Rest(AnyOf(plan.earlier))
@@ -143,7 +146,10 @@ class Simulation:
             )
         everybody = InProcess(setting.architecture, [*clients, *tests, *server], workers=setting.workers)
         testing, serving = AnyOf(tuple(map(ForgetClient, self._TESTS))), ForgetClient(self._SERVER)
-        self.federation, self.test = everybody.where(Rest(AnyOf((testing, serving)))), everybody.where(testing)
+        attacking = AnyOf(tuple(map(ForgetClient, self._ATTACKS)))
+        self.federation = everybody.where(Rest(AnyOf((testing, attacking, serving))))
+        self.test = everybody.where(testing)
+        self.attack = everybody.where(attacking) if backdoor else None
         self.proxy = everybody.where(serving) if len(left) else None
         self.training = plan.training.program()
 
@@ -189,7 +195,9 @@ class Simulation:
         plan = self.setting.experiment
         everyone = self.federation.marking(plan.forgotten)
         sets = [self.federation.where(request) for request in (*plan.earlier, plan.request)] if plan.earlier else []
-        return score(weights, everyone, self.test, self.seed, final=final, validation=validation, sets=sets)
+        return score(
+            weights, everyone, self.test, self.seed, final=final, validation=validation, sets=sets, attack=self.attack
+        )
 
 
 @dataclass(frozen=True)
@@ -222,9 +230,25 @@ def _clients(plan: Data, data: datasets.DataSet, seed: int) -> tuple[list[Client
     used, left = order[:wanted], order[wanted : wanted + plan.proxy]
     clients = []
     for number, part in enumerate(plan.partition(labels[used], plan.clients, seed)):
-        treat = plan.treatment.get(str(number), lambda samples: samples)
-        clients.append(Client.of(str(number), treat(data.train), used[part], validation=plan.validation, seed=seed))
+        id, own, samples = str(number), used[part], data.train
+        if id in plan.treatment:
+            samples = plan.treatment[id](samples, own, stable_seed(seed, id, "treatment"))
+        clients.append(Client.of(id, samples, own, validation=plan.validation, seed=seed))
     return clients, left
+
+
+def _backdoor(plan: Data) -> Backdoored | None:
+    """Of those clients that have one."""
+    found = [treatment for treatment in plan.treatment.values() if isinstance(treatment, Backdoored)]
+    if len({backdoor.label for backdoor in found}) > 1:
+        raise ValueError("data.treatment has backdoors of several labels, but one trigger opens one: give all the same")
+    return found[0] if found else None
+
+
+def _shared_out(names: Sequence[ClientId], samples: Samples, indices: torch.Tensor) -> list[Client]:
+    """Samples to be scored, at clients of their own."""
+    parts = indices.tensor_split(len(names))
+    return [Client.of(name, samples, part, validation=0) for name, part in zip(names, parts, strict=True)]
 
 
 def _partition(clients: list[Client], meant: View, classes: int) -> Partition:
@@ -240,13 +264,18 @@ def _partition(clients: list[Client], meant: View, classes: int) -> Partition:
 
 def _digest(samples: Samples) -> str:
     """Of labels and inputs. All are read, as in every round of training."""
-    labels = samples.labels
+    labels, cpu = samples.labels, torch.device("cpu")
     digest = hashlib.blake2b(labels.numpy().tobytes(), digest_size=16)
     if isinstance(samples, TensorSamples):
         digest.update(f"{samples.values.dtype} {samples.values.shape} {samples.mean} {samples.std}".encode())
         parts: Iterable[torch.Tensor] = [samples.values]
+    elif isinstance(samples, FileSamples):  # the files say all that decoding them would
+        digest.update(f"{samples.mean} {samples.std}".encode())
+        for file in samples.files:
+            digest.update(hashlib.blake2b(Path(file).read_bytes()).digest())
+        parts = ()
     else:
-        parts = (samples.inputs(part, None) for part in torch.split(torch.arange(len(labels)), _AT_ONCE))
+        parts = (samples.inputs(part, None, cpu) for part in torch.split(torch.arange(len(labels)), _AT_ONCE))
     with seeded(0):  # some data sets draw at random
         for part in parts:
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)

@@ -12,8 +12,10 @@ from sklearn.datasets import load_digits
 
 from fedunlearn.data import datasets
 from fedunlearn.data.datasets import DataMissing, DataSet, download, load
+from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.importing import load_object
 
+CPU = torch.device("cpu")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 PARTS = {"train": 5, "t10k": 2}
 
@@ -39,7 +41,7 @@ def test_digits_are_scikit_learns_scaled_and_split() -> None:
     digits = load("digits")
     assert (digits.classes, digits.shape) == (10, (1, 8, 8))
     assert (len(digits.train.labels), len(digits.test.labels)) == (1437, 360)
-    every = torch.cat([part.inputs(torch.arange(len(part.labels)), None) for part in (digits.train, digits.test)])
+    every = torch.cat([part.inputs(torch.arange(len(part.labels)), None, CPU) for part in (digits.train, digits.test)])
     assert every.dtype == torch.float32
     assert every.shape == (1797, 1, 8, 8)
     assert (float(every.min()), float(every.max())) == (0.0, 1.0)
@@ -65,7 +67,7 @@ def test_debians_fashion_mnist_is_found_kept_as_bytes_and_normalised() -> None:
     assert torch.equal(fashion.train.labels.bincount(), torch.full((10,), 6000))
     assert torch.equal(fashion.test.labels.bincount(), torch.full((10,), 1000))
     assert fashion.train.values.dtype == torch.uint8  # type: ignore[attr-defined]
-    every = fashion.train.inputs(torch.arange(60_000), None)
+    every = fashion.train.inputs(torch.arange(60_000), None, CPU)
     assert every.shape == (60_000, 1, 28, 28)
     assert abs(float(every.mean())) < 2e-4
     assert abs(float(every.std()) - 1) < 2e-4
@@ -79,7 +81,7 @@ def test_data_dir_is_the_folder_itself_or_torchvisions_root(tmp_path: Path, belo
     assert small.train.labels.tolist() == [0, 1, 2, 3, 4]
     assert small.test.labels.tolist() == [0, 1]
     white = torch.full((1, 1, 28, 28), 0.7140 / 0.3530)
-    assert torch.allclose(small.test.inputs(torch.tensor([1]), None), white)
+    assert torch.allclose(small.test.inputs(torch.tensor([1]), None, CPU), white)
 
 
 def test_places_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +90,7 @@ def test_places_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(datasets, "_CACHE", tmp_path / "cache")
 
     def first_pixel() -> float:
-        x = load("fashion-mnist").train.inputs(torch.tensor([0]), None).flatten()[0]
+        x = load("fashion-mnist").train.inputs(torch.tensor([0]), None, CPU).flatten()[0]
         return round(float(x) * 0.3530 * 255 + 0.2860 * 255)
 
     with pytest.raises(DataMissing):
@@ -142,6 +144,7 @@ class Items:
     def __getitem__(self, index): return torch.full((2, 5), float(index)), index
 
 def tensors(): return (torch.zeros(4, 7), torch.tensor([0, 1, 2, 0])), (torch.zeros(1, 7), torch.tensor([4]))
+def pictures(): return ((torch.zeros(1, 3, 5, 5), torch.tensor([0])),) * 2
 def items(): return Items(), Items()
 def ready():
     samples = TensorSamples(torch.zeros(1, 2), torch.tensor([0]))
@@ -170,6 +173,21 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_classes_and_shape_of_own_data_are_found(own: str, function: str, classes: int, shape: tuple[int, ...]) -> None:
     data = load(f"{own}:{function}")
     assert (data.name, data.classes, data.shape) == (f"{own}:{function}", classes, shape)
+
+
+def test_images_of_every_data_set_in_a_tensor_can_be_laid_out(own: str) -> None:
+    plain, cropped = load("digits"), load("digits", images=Cropped(16, 12))
+    assert cropped.shape == (1, 12, 12)
+    some = torch.arange(3)
+    expected = Cropped(16, 12)(plain.test.inputs(some, None, CPU), None)
+    assert torch.equal(cropped.test.inputs(some, None, CPU), expected)
+    assert load(f"{own}:pictures", images=Flipped()).train.inputs(some[:1], None, CPU).shape == (1, 3, 5, 5)
+
+
+@pytest.mark.parametrize("function", ["tensors", "items", "ready"])
+def test_what_is_no_image_in_a_tensor_cannot_be(own: str, function: str) -> None:
+    with pytest.raises(ValueError, match=r"are not: leave it out, and let the data set do it"):
+        load(f"{own}:{function}", images=Flipped())
 
 
 def test_own_data_set_is_taken_as_it_is(own: str) -> None:

@@ -27,6 +27,8 @@ from fedunlearn.requests import ForgetClass, ForgetClient
 from fedunlearn.rounds import Round
 from fedunlearn.task import Task
 
+CPU = torch.device("cpu")
+
 
 def scores(retain: float, forget: float = 0.0, test: float = 0.0, mia: float = 0.0) -> Scores:
     return Scores(retain, forget, test, mia, 0.0)
@@ -65,7 +67,7 @@ def test_scores_are_what_a_plain_pass_gives(one_worker: InProcess) -> None:
     right: dict[str, list[bool]] = {"retain": [], "forget": [], "test": []}
     for client in one_worker._engine.clients.values():
         with torch.no_grad():
-            correct = net(client.samples.inputs(client.indices, None)).argmax(1) == client.labels
+            correct = net(client.samples.inputs(client.indices, None, CPU)).argmax(1) == client.labels
         for hit, label, kept_out in zip(correct.tolist(), client.labels, client.validation, strict=True):
             right["test"].append(hit)  # here: all samples of everybody
             if not kept_out:
@@ -101,7 +103,7 @@ def test_validation_is_the_share_of_all_samples_that_are_right(one_worker: InPro
     for client in one_worker._engine.clients.values():
         mine = client.validation & (client.labels != 1)
         with torch.no_grad():
-            hits += (net(client.samples.inputs(client.indices, None)).argmax(1) == client.labels)[mine].tolist()
+            hits += (net(client.samples.inputs(client.indices, None, CPU)).argmax(1) == client.labels)[mine].tolist()
     assert validate(task.retained, task.weights, 0) == pytest.approx(100 * sum(hits) / len(hits))
     assert validate(one_worker.where(ForgetClient("nobody")), task.weights, 0) is None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedunlearn.evaluation.rows import curves
-from fedunlearn.evaluation.scores import average_gap
+from fedunlearn.evaluation.scores import MEASURES, average_gap
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.report import figures, tables
 from fedunlearn.report.page import page
@@ -75,7 +75,7 @@ def test_the_table_in_three_formats(report: Report) -> None:
         assert float(row["gap_of_means"]) == line.gap.of_means
         assert int(row["bytes"]) == line.bytes
     markdown = tables.as_markdown([report]).splitlines()
-    assert [cell.strip() for cell in markdown[2].strip("|").split("|")] == tables.cells(lines[0])
+    assert [cell.strip() for cell in markdown[2].strip("|").split("|")] == tables.cells(lines[0], MEASURES)
     assert {line.count("|") for line in markdown} == {9}
     latex = tables.as_latex([replace(report, name="a"), replace(report, name="b_1 & more")])
     assert latex.count("\\\\\n") == 1 + 8
@@ -109,7 +109,7 @@ def test_the_curves_are_those_of_the_rows(report: Report) -> None:
 
 def test_a_curve_is_drawn_where_its_numbers_are(report: Report) -> None:
     series = figures.series_of([report])
-    pictures = {picture.name: picture for picture in figures.measures(series)}
+    pictures = {picture.name: picture for picture in figures.measures(series, [report])}
     drawn = pictures["measure-forget"].figure.axes[0].get_lines()
     for line, one in zip(drawn, series, strict=True):
         means = [sum(values) / len(values) for values in one.values("forget")]

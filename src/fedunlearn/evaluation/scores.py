@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedunlearn.evaluation.membership import mia, mia_efficacy
-from fedunlearn.federation import Federation, Turn
+from fedunlearn.federation import Federation, Part, Turn
 from fedunlearn.programs import Diverged, Evaluate
 from fedunlearn.randomness import generator
 from fedunlearn.weights import Weights
@@ -69,6 +69,8 @@ class Scores:
             nobody was asked, or nobody keeps any.
         sets: where requests were answered one after another: of each by itself, the first one first; `forget` and
             `mia` are of all together.
+        attack: success rate of a backdoor: share of the test samples of other classes that are taken for the backdoor's
+            label once they bear its trigger. None where there is no backdoor.
     """
 
     retain: float
@@ -79,6 +81,7 @@ class Scores:
     losses: Losses | None = None
     validation: float | None = None
     sets: tuple[ForgetSet, ...] = ()
+    attack: float | None = None
 
     def of(self, number: int) -> Scores:
         """The same model, held against one of the requests alone."""
@@ -107,6 +110,7 @@ def score(
     final: bool = True,
     validation: float | None = None,
     sets: Sequence[Federation] = (),
+    attack: Federation | None = None,
 ) -> Scores:
     """Score a model: one pass over all clients' training samples, one over the test set.
 
@@ -118,6 +122,7 @@ def score(
         final: whether to score `mia_efficacy` and count the losses too.
         validation: what `validate` found, to stand among the rest.
         sets: of each of several requests, the samples that it meant.
+        attack: test samples with a backdoor's trigger and label; None: there is no backdoor.
 
     Raises:
         Diverged: a loss is not finite.
@@ -138,6 +143,7 @@ def score(
         losses=Losses(*map(_counts, (ours["loss"][~forget], ours["loss"][forget], others["loss"]))) if final else None,
         validation=validation,
         sets=tuple(_set(meant, others["loss"], weights, turn) for meant in sets),
+        attack=None if attack is None else _accuracy(attack, "all", weights, seed),
     )
 
 
@@ -146,11 +152,7 @@ def validate(retained: Federation, weights: Weights, seed: int) -> float | None:
 
     Each client answers with two numbers. None: nobody keeps validation samples.
     """
-    right, samples = 0.0, 0
-    for _, reply in retained.run(Evaluate("validation"), weights, Turn(seed, "evaluate", 0)):
-        right += reply.metrics.get("accuracy", 0.0) * reply.samples
-        samples += reply.samples
-    return 100 * right / samples if samples else None
+    return _accuracy(retained, "validation", weights, seed)
 
 
 def average_gap(method: Sequence[Scores], retrain: Sequence[Scores]) -> Gap:
@@ -171,6 +173,14 @@ def average_gap(method: Sequence[Scores], retrain: Sequence[Scores]) -> Gap:
 def _set(meant: Federation, test_losses: Tensor, weights: Weights, turn: Turn) -> ForgetSet:
     values = _values(meant, Evaluate("train", per_sample=True), weights, turn)
     return ForgetSet(_percent(values["correct"]), mia(values["loss"], test_losses, turn.seed).accuracy)
+
+
+def _accuracy(federation: Federation, part: Part, weights: Weights, seed: int) -> float | None:
+    right, samples = 0.0, 0
+    for _, reply in federation.run(Evaluate(part), weights, Turn(seed, "evaluate", 0)):
+        right += reply.metrics.get("accuracy", 0.0) * reply.samples
+        samples += reply.samples
+    return 100 * right / samples if samples else None
 
 
 def _values(federation: Federation, program: Evaluate, weights: Weights, turn: Turn) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ class Line:
         met: in how many of them the rule's condition was met; in the others the last round was taken.
         retain, forget, test, mia: percent, see `Scores`.
         mia_efficacy: percent; None where it was not scored, as before the last round.
+        attack: percent, see `Scores`; None where there is no backdoor.
         gap: to Retrain, percentage points.
         rounds: of recovery, mean over seeds.
         bytes: sent both ways, parameters alone as the paper counts, mean over seeds.
@@ -56,6 +57,7 @@ class Line:
     test: Spread
     mia: Spread
     mia_efficacy: Spread | None
+    attack: Spread | None
     gap: Gap
     rounds: float
     bytes: int
@@ -101,7 +103,10 @@ def _line(method: str, chosen: dict[int, Choice], retrain: Sequence[Scores], *, 
         distance = abs(fmean(values) - fmean(getattr(scores, measure) for scores in retrain))
         return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, distance)
 
-    efficacy = all(scores.mia_efficacy is not None for scores in (*ours, *retrain))
+    def measured_everywhere(measure: str) -> Spread | None:
+        everywhere = all(getattr(scores, measure) is not None for scores in (*ours, *retrain))
+        return measured(measure) if everywhere else None
+
     return Line(
         method=method,
         seeds=len(rows),
@@ -110,7 +115,8 @@ def _line(method: str, chosen: dict[int, Choice], retrain: Sequence[Scores], *, 
         forget=measured("forget"),
         test=measured("test"),
         mia=measured("mia"),
-        mia_efficacy=measured("mia_efficacy") if efficacy else None,
+        mia_efficacy=measured_everywhere("mia_efficacy"),
+        attack=measured_everywhere("attack"),
         gap=average_gap(ours, retrain),
         rounds=fmean(row.rounds for row in rows),
         bytes=round(fmean(bill.traffic.down + bill.traffic.up for bill in bills)),

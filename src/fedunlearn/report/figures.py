@@ -15,11 +15,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
-from fedunlearn.evaluation.scores import LOSS_EDGES, MEASURES, Scores, average_gap
+from fedunlearn.evaluation.scores import LOSS_EDGES, Scores, average_gap
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.report.drawing import LIGHT, NARROW, WIDE, Picture, axes_for, put_legend
-from fedunlearn.report.report import Report
+from fedunlearn.report.report import Report, measures_of
 
 __all__ = ["NAMES", "Series", "losses", "measures", "partition", "prices", "series_of", "validation"]
 
@@ -34,6 +34,7 @@ NAMES = {
     "forget": "Forget accuracy",
     "test": "Test accuracy",
     "mia": "Membership attack",
+    "attack": "Backdoor attack",
 }
 
 
@@ -104,13 +105,14 @@ def series_of(reports: Sequence[Report]) -> list[Series]:
     return found
 
 
-def measures(series: Sequence[Series]) -> Iterator[Picture]:
-    """The four measures by round."""
-    for measure in MEASURES:
-        with axes_for(NAMES[measure], "rounds", "%", legend=[one.label for one in series]) as (figure, axes):
+def measures(series: Sequence[Series], reports: Sequence[Report]) -> Iterator[Picture]:
+    """The measures by round: the four, and a backdoor's success in runs that have one."""
+    for measure in measures_of(reports):
+        shown = [one for one in series if measure in reports[one.run].measures]
+        with axes_for(NAMES[measure], "rounds", "%", legend=[one.label for one in shown]) as (figure, axes):
             ends: list[str] = []
             curves_shown: dict[str, list[float]] = {}
-            for one in series:
+            for one in shown:
                 values = one.values(measure)
                 means, spreads = [fmean(v) for v in values], [stdev(v) if len(v) > 1 else 0.0 for v in values]
                 low = [m - s for m, s in zip(means, spreads, strict=True)]
@@ -122,7 +124,7 @@ def measures(series: Sequence[Series]) -> Iterator[Picture]:
             below = _focus(axes, curves_shown)
             put_legend(figure, axes)
         alt = f"{NAMES[measure]} in percent, from the first scored round to the last: {'; '.join(ends)}."
-        seeds = "mean ± sd over seeds" if any(len(one.points[0]) > 1 for one in series) else "one seed"
+        seeds = "mean ± sd over seeds" if any(len(one.points[0]) > 1 for one in shown) else "one seed"
         caption = f"{NAMES[measure]} by round, {seeds}.{below}"
         yield Picture(f"measure-{measure}", figure, alt, caption)
 

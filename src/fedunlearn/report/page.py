@@ -15,13 +15,12 @@ from markupsafe import Markup
 from fedunlearn.atomic import atomic_write
 from fedunlearn.evaluation.published import Printed
 from fedunlearn.evaluation.rows import ORIGINAL, Row
-from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.stopping import StopRule
 from fedunlearn.evaluation.table import REFERENCE, Line
 from fedunlearn.report import figures, tables
 from fedunlearn.report.drawing import COLOURS, Picture
 from fedunlearn.report.figures import NAMES, Series
-from fedunlearn.report.report import FILE, Comparison, Report, told, write_report
+from fedunlearn.report.report import FILE, Comparison, Report, measures_of, told, write_report
 
 __all__ = ["page", "publish"]
 
@@ -88,7 +87,7 @@ class _Pictures:
         prefixes = [f"run{number}-" if len(reports) > 1 else "" for number in range(1, len(reports) + 1)]
         return cls(
             series,
-            list(figures.measures(series)),
+            list(figures.measures(series, reports)),
             list(figures.prices(series, reports)),
             figures.validation(series, reports),
             [list(figures.losses(report, prefix)) for report, prefix in zip(reports, prefixes, strict=True)],
@@ -117,9 +116,9 @@ def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
         title=" / ".join(dict.fromkeys(report.title for report in reports)),
         differences=Comparison(tuple(reports)).differences,
         pictures=pictures,
-        numbers=list(_numbers(pictures.series)),
+        numbers=list(_numbers(pictures.series, measures_of(reports))),
         names=NAMES,
-        measures=MEASURES,
+        measures=measures_of(reports),
         original=ORIGINAL,
         sources=_SOURCES,
         preset_notes=_preset_notes,
@@ -205,6 +204,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     held = [data["name"], f"{data['clients']} clients", _kind(data["partition"])]
     held += [f"{data['samples']} samples each on average"] if "samples" in data else []
     held += [f"{data['validation']:.0%} of them for validation"]
+    held += [f"images {_kind(data['images'])}"] if "images" in data else []
     held += [f"client {client}: {_kind(treatment)}" for client, treatment in data["treatment"].items()]
     steps = [
         _kind(training["optimizer"]),
@@ -288,11 +288,12 @@ def _phases(report: Report) -> list[dict[str, Any]]:
     return found
 
 
-def _numbers(series: Sequence[Series]) -> Iterator[dict[str, Any]]:
+def _numbers(series: Sequence[Series], measures: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The curves as rows of a table."""
     for one in series:
+        values = {measure: one.values(measure) for measure in measures}
         for at, (point, gap) in enumerate(zip(one.points, one.gaps(), strict=True)):
-            means = {measure: fmean(one.values(measure)[at]) for measure in MEASURES}
+            means = {measure: fmean(found[at]) if found else None for measure, found in values.items()}
             known = [row.scores.validation for row in point if row.scores and row.scores.validation is not None]
             yield {
                 "label": one.label,

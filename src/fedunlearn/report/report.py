@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedunlearn.atomic import read_json, write_json
 from fedunlearn.evaluation.published import Block, published
 from fedunlearn.evaluation.rows import ORIGINAL, Row
+from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.stopping import Fixed, Oracle, Recovered, StopRule
 from fedunlearn.evaluation.table import Line, table
 from fedunlearn.layers import First
@@ -24,7 +25,17 @@ from fedunlearn.record import RecordError
 from fedunlearn.runfolder import FolderError, RunFolder, differences
 from fedunlearn.simulation import Partition
 
-__all__ = ["Comparison", "Failure", "Report", "assemble", "compare", "read_report", "told", "write_report"]
+__all__ = [
+    "Comparison",
+    "Failure",
+    "Report",
+    "assemble",
+    "compare",
+    "measures_of",
+    "read_report",
+    "told",
+    "write_report",
+]
 
 FILE = "report.json"
 _FORMAT = 1
@@ -138,6 +149,12 @@ class Report:
         earlier = len(self.experiment.get("earlier", ()))
         return [table(self.compared, request=number) for number in range(earlier + 1)] if earlier else []
 
+    @cached_property
+    def measures(self) -> tuple[str, ...]:
+        """Those that every scored model has: the paper's four, and a backdoor's success where there is one."""
+        attacked = any(row.scores is not None and row.scores.attack is not None for row in self.rows)
+        return (*MEASURES, "attack") if attacked else MEASURES
+
     @property
     def published(self) -> Block | None:
         """What the paper printed of this, if the experiment says where."""
@@ -156,6 +173,11 @@ class Report:
             "tables": tables,
             "each": [[dataclasses.asdict(line) for line in lines] for lines in self.each()],
         }
+
+
+def measures_of(reports: Sequence[Report]) -> tuple[str, ...]:
+    """Those of one at least."""
+    return max((report.measures for report in reports), key=len)
 
 
 def assemble(folder: Path) -> Report:

@@ -7,19 +7,20 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 
-from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.table import Line, Spread
-from fedunlearn.report.report import Report
+from fedunlearn.report.report import Report, measures_of
 
 __all__ = ["as_csv", "as_latex", "as_markdown", "cells"]
 
-_HEADINGS = ("Retain", "Forget", "Test", "MIA", "Avg. gap", "Bytes", "FLOPs")
+_HEADINGS = {"retain": "Retain", "forget": "Forget", "test": "Test", "mia": "MIA", "attack": "Attack"}
+_COSTS = ("Avg. gap", "Bytes", "FLOPs")
 
 
 def as_csv(reports: Sequence[Report]) -> str:
     """Every method at every stop rule, numbers in full."""
     file = io.StringIO()
-    spreads = [f"{measure}_{part}" for measure in (*MEASURES, "mia_efficacy") for part in ("mean", "sd", "distance")]
+    measures = (*measures_of(reports), "mia_efficacy")
+    spreads = [f"{measure}_{part}" for measure in measures for part in ("mean", "sd", "distance")]
     writer = csv.writer(file, lineterminator="\n")
     costs = ("bytes", "flops", "seconds", "storage")
     start, gaps = ("run", "rule", "method", "seeds", "met", "rounds"), ("gap_of_means", "gap_per_seed")
@@ -27,7 +28,7 @@ def as_csv(reports: Sequence[Report]) -> str:
     for report in reports:
         for rule in report.rules:
             for line in report.table(rule):
-                values = [getattr(line, measure) for measure in (*MEASURES, "mia_efficacy")]
+                values = [getattr(line, measure) for measure in measures]
                 numbers = [x for s in values for x in ((s.mean, s.sd, s.distance) if s else ("", "", ""))]
                 begin = [report.name, rule.name, line.method, line.seeds, line.met, line.rounds]
                 paid = [getattr(line, cost) for cost in costs]
@@ -38,22 +39,27 @@ def as_csv(reports: Sequence[Report]) -> str:
 def as_markdown(reports: Sequence[Report]) -> str:
     """The paper's table, after all rounds."""
     first = ["Run"] if len(reports) > 1 else []
-    head = [*first, "Method", *_HEADINGS]
+    measures = measures_of(reports)
+    head = [*first, *_head(measures)]
     lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
     for name, line in _lines(reports):
-        lines.append(_row([*([name] if first else []), *cells(line)]))
+        lines.append(_row([*([name] if first else []), *cells(line, measures)]))
     return "\n".join(lines) + "\n"
 
 
 def as_latex(reports: Sequence[Report]) -> str:
     """The paper's table, after all rounds; needs the package booktabs."""
     first = ["Run"] if len(reports) > 1 else []
+    measures = measures_of(reports)
     rows = [
-        " & ".join(_escaped(cell).replace("±", "$\\pm$") for cell in [*([name] if first else []), *cells(line)])
+        " & ".join(
+            _escaped(cell).replace("±", "$\\pm$") for cell in [*([name] if first else []), *cells(line, measures)]
+        )
         for name, line in _lines(reports)
     ]
-    columns = "l" * (1 + len(first)) + "r" * len(_HEADINGS)
-    head = " & ".join([*first, "Method", *_HEADINGS])
+    heading = _head(measures)
+    columns = "l" * (1 + len(first)) + "r" * (len(heading) - 1)
+    head = " & ".join([*first, *heading])
     body = " \\\\\n".join(rows)
     return (
         f"% {' / '.join(' '.join(report.title.split()) for report in reports)}\n\\begin{{tabular}}{{{columns}}}\n"
@@ -61,14 +67,18 @@ def as_latex(reports: Sequence[Report]) -> str:
     )
 
 
-def cells(line: Line) -> list[str]:
-    """A method's row as the paper prints it: mean ± sd (distance to Retrain)."""
-    measures = [_spread(getattr(line, measure)) for measure in MEASURES]
-    return [line.method, *measures, f"{line.gap.of_means:.2f}", f"{line.bytes:.2e}", f"{line.flops:.2e}"]
+def cells(line: Line, measures: Sequence[str]) -> list[str]:
+    """A method's row as the paper prints it: mean ± sd (distance to Retrain) of each of ``measures``."""
+    spreads = [_spread(getattr(line, measure)) for measure in measures]
+    return [line.method, *spreads, f"{line.gap.of_means:.2f}", f"{line.bytes:.2e}", f"{line.flops:.2e}"]
 
 
-def _spread(s: Spread) -> str:
-    return f"{s.mean:.2f}±{s.sd:.2f} ({s.distance:.2f})"
+def _head(measures: Sequence[str]) -> list[str]:
+    return ["Method", *(_HEADINGS[measure] for measure in measures), *_COSTS]
+
+
+def _spread(s: Spread | None) -> str:
+    return "" if s is None else f"{s.mean:.2f}±{s.sd:.2f} ({s.distance:.2f})"
 
 
 def _lines(reports: Sequence[Report]) -> Iterator[tuple[str, Line]]:
