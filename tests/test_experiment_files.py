@@ -75,7 +75,7 @@ rounds = 1
 
 METHODS = f"{', '.join(CATALOGUE)} or your own as package.module:Class"
 HOW = f"{', '.join(list(PERTURBATIONS.kinds)[:-1])} or Shrink"
-TOP = "title, data, model, training, request, recovery, story, minutes, published, keep, methods, seeds"
+TOP = "title, data, model, training, request, recovery, story, minutes, published, series, keep, methods, seeds"
 
 
 @pytest.fixture
