@@ -752,6 +752,7 @@ def test_what_is_resolved_leaves_nothing_to_defaults(folder: Path) -> None:
             "stop": {"kind": "Recovered", "margin": 1.0, "flat": 1.0, "window": 3},
         },
         "keep": {"first": True, "last": True},
+        "series": {},
     }
 
 

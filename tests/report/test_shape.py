@@ -69,7 +69,7 @@ def test_methods_stand_in_the_papers_order_and_those_that_it_lacks_behind_them(s
 
 
 def test_the_heading_says_whose_numbers_these_are(shape: Shape) -> None:
-    assert shape.heading == "digits, tiny (scale cpu), beside the paper's cifar-10, resnet-18"
+    assert shape.heading == "table-1-resnet: digits, tiny (scale cpu), beside the paper's cifar-10, resnet-18"
 
 
 def test_gaps_and_shares_of_retrains_price(shape: Shape) -> None:
@@ -296,7 +296,7 @@ def test_publishing_writes_page_figures_and_json(reproduction: Reproduction, fol
 def test_the_markdown_is_the_same_table(reproduction: Reproduction) -> None:
     text = beside_as_markdown(reproduction)
     lines = text.splitlines()
-    assert "**digits, tiny (scale cpu), beside the paper's cifar-10, resnet-18**" in lines
+    assert "**table-1-resnet: digits, tiny (scale cpu), beside the paper's cifar-10, resnet-18**" in lines
     assert "| Method | Gap paper | Gap ours | Gap oracle | Rank paper | Rank ours | Rank oracle |" in text
     assert "| FCU | 0.85±0.24 | 6.00±0.07 | 0.50±0.07 | 1 | 3 | 1 | 47 % | 25 % | 47 % | 30 % |" in lines
     assert "`fedunlearn reproduce table-1`" in lines

@@ -144,9 +144,14 @@ class Shape:
         return self.experiment.split("/")[0]
 
     @property
+    def folder(self) -> str:
+        """Of the run, beside the page."""
+        return self.experiment.split("/")[1]
+
+    @property
     def heading(self) -> str:
         """What stands beside what."""
-        return f"{self.ours} (scale {self.scale}), beside the paper's {self.paper}"
+        return f"{self.folder}: {self.ours} (scale {self.scale}), beside the paper's {self.paper}"
 
     @property
     def orders(self) -> tuple[Order, Order]:
