@@ -77,8 +77,8 @@ rounds = 1
 METHODS = f"{', '.join(CATALOGUE)} or your own as package.module:Class"
 HOW = f"{', '.join(list(PERTURBATIONS.kinds)[:-1])} or Shrink"
 TOP = (
-    "title, data, model, training, request, recovery, story, minutes, published, keep, methods, seeds, then, earlier, "
-    "left"
+    "title, data, model, training, request, recovery, story, minutes, published, series, keep, methods, seeds, then, "
+    "earlier, left"
 )
 
 
@@ -844,6 +844,7 @@ def test_what_is_resolved_leaves_nothing_to_defaults(folder: Path) -> None:
             "budget": "recovery",
         },
         "keep": {"first": True, "last": True},
+        "series": {},
     }
 
 

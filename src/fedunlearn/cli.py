@@ -8,6 +8,7 @@ import typer
 
 from fedunlearn.commands.advice import list_methods, recommend_methods
 from fedunlearn.commands.checkpoints import negate_checkpoint, show_layers
+from fedunlearn.commands.reproduction import reproduce_artefact
 from fedunlearn.commands.runs import (
     compare_runs,
     export_run,
@@ -33,6 +34,7 @@ app.command("tune")(tune_method)
 app.command("report")(report_run)
 app.command("compare")(compare_runs)
 app.command("export")(export_run)
+app.command("reproduce")(reproduce_artefact)
 app.command("experiments")(list_experiments)
 app.command("methods")(list_methods)
 app.command("recommend")(recommend_methods)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # else a table of layers would wait for torch
     from fedunlearn.presets import Preset
     from fedunlearn.recommend import Candidate, Offer
     from fedunlearn.report.report import Comparison, Report
+    from fedunlearn.report.shape import Reproduction
     from fedunlearn.tuning import Trial
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "print_method",
     "print_offers",
     "print_report",
+    "print_reproduction",
     "print_trials",
     "watching",
 ]
@@ -153,6 +155,24 @@ def print_comparison(comparison: Comparison) -> None:
     out.print("Distances and gaps are to each run's own Retrain.")
     for report in comparison.reports:
         _print_gaps_in(report, f"{report.name}: ")
+
+
+def print_reproduction(reproduction: Reproduction) -> None:
+    """The paper's numbers beside ours, a table a block, and what came of the comparison."""
+    from fedunlearn.report.tables import BESIDE, beside
+
+    out = console()
+    out.print(reproduction.title, style="bold")
+    for shape in reproduction.blocks:
+        heads, rows = beside(shape)
+        out.print(f"\n{shape.heading}", style="bold")
+        table = _table(*("\n".join(head) for head in heads[1:]))
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        for sentence in shape.sentences():
+            out.print(sentence, width=_READABLE)
+    out.print(f"\n{BESIDE}", width=_READABLE)
 
 
 def print_capabilities(candidates: Sequence[Candidate]) -> None:

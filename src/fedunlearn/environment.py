@@ -20,7 +20,7 @@ _PACKAGES = ("fedunlearn", "torch", "torchvision", "numpy", "scipy", "scikit-lea
 _ROOT = Path(__file__).parent
 _ONLY_SHOWS = (
     *("cli.py", "commands", "console.py", "export.py", "report", "contract.py"),
-    *("presets.py", "amounts.py", "recommend.py", "tuning.py"),
+    *("presets.py", "amounts.py", "recommend.py", "tuning.py", "artefacts.py"),
 )
 """Of this package: what reads results, or says what to run, but makes none."""
 

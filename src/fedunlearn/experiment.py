@@ -15,11 +15,11 @@ from pydantic_core import InitErrorDetails
 from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Backdoored, Turned
-from fedunlearn.evaluation.published import require_published
+from fedunlearn.evaluation.published import published, require_published
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
-from fedunlearn.experiments import shipped
+from fedunlearn.experiments import SCALES, reproducing, shipped
 from fedunlearn.federation import ClientId, Predicate
 from fedunlearn.history import HistoryKind
 from fedunlearn.methods.catalogue import CATALOGUE
@@ -32,7 +32,7 @@ from fedunlearn.problems import again, meant, sentence, sentences, short, unfit,
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
 from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, ForgetShare
 from fedunlearn.task import Method
-from fedunlearn.tomlfile import TomlError, read
+from fedunlearn.tomlfile import KeyPath, TomlError, read
 from fedunlearn.tomlkinds import Kinds, as_json, sayable
 
 __all__ = [
@@ -248,8 +248,10 @@ class Experiment:
         title: one line.
         story: why anyone should want this forgotten.
         minutes: how long a run takes on two cores, about.
-        published: the paper's results to show beside ours: table, data set and network, as
+        published: the paper's results to show beside ours: table, data set and network, or a figure, as
             `fedunlearn.evaluation.published` knows them.
+        series: which of our methods stands beside one of the paper's, by the paper's name; others stand beside those of
+            their own name.
         data, model, training, recovery, keep: see there.
         request: what is to be forgotten; an array of requests: all of it at once.
         methods: that are compared; Retrain, the reference, is always among them. Hyper-parameters may be those of a
@@ -269,6 +271,7 @@ class Experiment:
     story: str = ""
     minutes: float | None = Field(default=None, gt=0)
     published: Annotated[str, AfterValidator(require_published)] | None = None
+    series: Mapping[str, str] = Field(default_factory=dict)
     keep: Keep = Keep()
     methods: Annotated[tuple[Contender, ...], AfterValidator(_comparable)] = (Retrain(), FineTune(), NoT())
     seeds: Annotated[tuple[_Seed, ...], AfterValidator(_distinct_seeds)] = Field(default=(0, 1, 2), min_length=1)
@@ -316,7 +319,7 @@ class Experiment:
 
 
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment: a shipped one by its name, or a TOML file.
+    """Read an experiment: a shipped one by its name, one that reproduces the paper as ``cpu/table-1-cnn``, or a file.
 
     A file may say ``extends = "other.toml"`` (or a shipped one's name) and give only what is different.
 
@@ -328,7 +331,8 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ExperimentError: there is none, or it is not as it should be; it names all that is wrong.
     """
     ours = shipped()
-    path = ours.get(str(name), Path(name))
+    named = ours | {key: path for scale in SCALES for key, path in reproducing(scale).items()}
+    path = named.get(str(name), Path(name))
     if not path.is_file():
         raise ExperimentError([f"there is no experiment {str(name)!r}: give a TOML file, or one of {', '.join(ours)}"])
     try:
@@ -344,7 +348,23 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         problems = error.errors()
     if problems or unsayable:
         raise ExperimentError(sentences(problems, unsayable, document, Experiment))
+    if strangers := dict(_strangers(plan)):
+        raise ExperimentError(sentences([], strangers, document, Experiment))
     return plan
+
+
+def _strangers(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:
+    """What ``series`` names that there is not."""
+    if plan.series and plan.published is None:
+        yield ("series",), "stands beside nothing: say with published what the paper's methods are from"
+        return
+    rows = [row.method for row in published(plan.published).rows] if plan.published else []
+    for name, label in plan.series.items():
+        if name not in rows:
+            yield ("series", name), f"is none of the paper's{meant(name, rows)}; there are {', '.join(rows)}"
+        elif label not in plan.labels:
+            known = f"{meant(label, plan.labels)}: these are {', '.join(plan.labels)}"
+            yield ("series", name), f"{short(label)} is none of the methods{known}"
 
 
 def made(table: Mapping[str, Any]) -> Method:

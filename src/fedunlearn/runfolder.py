@@ -30,7 +30,7 @@ __all__ = ["Cache", "FolderError", "RunFolder", "differences", "folders", "leave
 _EXPERIMENT, _ENVIRONMENT, _PARTITION, _LOCK = "experiment.toml", "environment.json", "partition.json", ".lock"
 
 _REQUEST = "request"  # folders of the runs, one for each request
-_SAID = ("title", "story", "minutes", "published")
+_SAID = ("title", "story", "minutes", "published", "series")
 _NAME = 60  # letters of a folder's name: file systems end at 255 bytes
 _FILES = "files.json"  # of an entry of the cache
 _LONG_AGO = 24 * 3600.0  # seconds: no model takes so long to be copied

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedunlearn.evaluation import published as module
-from fedunlearn.evaluation.published import names, published
+from fedunlearn.evaluation.published import names, published, whole_of
 
 
 def test_a_block_as_it_stands_in_the_paper() -> None:
@@ -25,13 +25,46 @@ def test_a_block_as_it_stands_in_the_paper() -> None:
 
 
 def test_every_block_can_be_read_and_its_gaps_follow_from_its_means() -> None:
-    assert len(names()) == 15
-    for name in names():
+    tables = [name for name in names() if name.startswith("table-")]
+    assert len(tables) == 15
+    for name in tables:
         rows = {row.method: row for row in published(name).rows}
         for row in rows.values():
             measures = ("retain", "forget", "test", "mia")
             apart = [abs(getattr(row, m)[0] - getattr(rows["Retrain"], m)[0]) for m in measures]
             assert row.gap == pytest.approx(sum(apart) / 4, abs=0.006)
+
+
+def test_a_figure_as_it_is_read_off() -> None:
+    """Its bytes are shares of Retrain's, which Table 1 prints for the same data and network: 1.76e12."""
+    block = published("figure-4")
+    assert block.title == "Figure 4: Average gap against communication, by negated ViT layer"
+    assert block.drawn
+    ft, not_, *others = block.rows
+    assert (ft.method, not_.method, others[0].method) == ("FT", "NoT", "class-token-negated")
+    assert (not_.gap, not_.last, not_.retain) == (0.84, 1.08, None)
+    assert not_.bytes == pytest.approx(8.1e11 / 1.76e12)
+    assert [gap for _, gap in not_.curve] == [28.5, 11.4, 2.3, 0.84, 1.08]
+    assert [share * 1.76e12 for share, _ in not_.curve] == pytest.approx([1.18e10, 1e11, 4e11, 8.1e11, 1.77e12])
+    assert others[0].bytes is None  # its best round cannot be read
+
+
+def test_a_figures_parts_by_the_share_that_leaves() -> None:
+    """Where five of ten stay instead of nine, training anew sends five ninths."""
+    fcu = next(row for row in published("figure-6/50").rows if row.method == "FCU")
+    assert (fcu.gap, fcu.last) == (2.22, 2.88)
+    assert fcu.bytes == pytest.approx(5.7e11 / (1.76e12 * 5 / 9))
+    by_share = {name: [row.method for row in published(name).rows] for name in names() if "figure-6" in name}
+    assert by_share == {f"figure-6/{share}": ["FT", "FCU", "NoT"] for share in (10, 50, 90)}
+
+
+def test_figure_1_draws_four_methods_of_table_1() -> None:
+    block = published("figure-1")
+    assert [row.method for row in block.rows] == ["Retrain", "MoDE", "FCU", "NoT"]
+    assert set(block.rows) < set(published("table-1/caltech-101/vit").rows)
+    assert whole_of("figure-1") == "table-1/caltech-101/vit"
+    assert whole_of("figure-4") is None
+    assert not block.drawn
 
 
 def test_centralized_unlearning_has_no_bytes() -> None:

@@ -15,15 +15,17 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from fedunlearn.evaluation.scores import ForgetSet
+from fedunlearn.report.beside import pictures_of
 from fedunlearn.report.drawing import COLOURS
-from fedunlearn.report.page import page, publish
+from fedunlearn.report.page import page, publish, reproduction_page
 from fedunlearn.report.report import Report
+from fedunlearn.report.shape import Reproduction, shape_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
-KINDS = ("one", "odd", "several")
+KINDS = ("one", "odd", "several", "reproduction")
 LOOKS = [(width, scheme) for width in (1440, 390) for scheme in ("light", "dark")]
 
 
@@ -89,13 +91,27 @@ def barriers(browser: Browser, path: Path, width: int, scheme: str) -> list[str]
         context.close()
 
 
+def with_figure(odd: Report) -> Report:
+    """Beside curves, one of them for a method of an endless name."""
+    endless = next(method for method in odd.methods if len(method) > 100)
+    return replace(odd, experiment={**odd.experiment, "published": "figure-4", "series": {"NoT": endless}})
+
+
 @pytest.fixture(scope="module")
 def pages(report: Report, odd: Report, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Drawing takes seconds: once for all looks."""
     folder = tmp_path_factory.mktemp("pages")
     several = [replace(report, name="a"), replace(odd, name="b" * 60)]
-    for kind, shown in zip(KINDS, ([report], [odd], several), strict=True):
+    for kind, shown in zip(KINDS, ([report], [odd], several), strict=False):
         (folder / f"{kind}.html").write_text(page(shown), encoding="utf-8")
+    shapes = (
+        shape_of(report, "cpu/table-1-cnn"),
+        shape_of(with_figure(odd), "cpu/figure-4"),
+        shape_of(report, "cpu/figure-1", "figure-1"),
+    )
+    beside = Reproduction("table-1", "cpu", "fedunlearn reproduce <b>table-1</b>", shapes)
+    written = reproduction_page(beside, [pictures_of(shape) for shape in shapes])
+    (folder / "reproduction.html").write_text(written, encoding="utf-8")
     return {kind: folder / f"{kind}.html" for kind in KINDS}
 
 
@@ -187,8 +203,8 @@ def test_the_contrast_of_black_and_white() -> None:
 @pytest.mark.parametrize("name", [name for name in COLOURS if name != "line"])
 def test_every_colour_can_be_read_on_its_ground(name: str) -> None:
     """WCAG 2's AA for text, 4.5; axe does not look into drawings."""
-    template = (Path(__file__).parents[2] / "src/fedunlearn/report/template.html").read_text()
-    grounds = re.findall(r"--ground: (#\w+); --card: (#\w+); --mark: (#\w+)", template)
+    head = (Path(__file__).parents[2] / "src/fedunlearn/report/head.html").read_text()
+    grounds = re.findall(r"--ground: (#\w+); --card: (#\w+); --mark: (#\w+)", head)
     assert len(grounds) == 2
     for colour, theme in zip(COLOURS[name], grounds, strict=True):
         for ground in theme:
@@ -225,8 +241,10 @@ def test_the_page_is_one_file_that_hangs_together(pages: dict[str, Path], kind: 
     text = pages[kind].read_text(encoding="utf-8")
     outline = Outline(text)
     assert len(set(outline.ids)) == len(outline.ids)
-    assert {link.removeprefix("#") for link in outline.links} <= set(outline.ids)
-    assert all(link.startswith("#") for link in outline.links)
+    within = {link for link in outline.links if link.startswith("#")}
+    assert {link.removeprefix("#") for link in within} <= set(outline.ids)
+    runs = {f"{run}/report.html" for run in ("table-1-cnn", "figure-4", "figure-1")}  # which lie beside the page
+    assert set(outline.links) - within == (runs if kind == "reproduction" else set())
     assert outline.levels[0] == 1
     assert all(
         after <= before + 1 or before == 1 for before, after in zip(outline.levels, outline.levels[1:], strict=False)

@@ -13,6 +13,7 @@ __all__ = [
     "CACHE",
     "CacheFolder",
     "DataDir",
+    "Download",
     "Json",
     "Named",
     "Overrides",
@@ -25,11 +26,12 @@ __all__ = [
 
 
 def complete_experiment(incomplete: str) -> list[str]:
-    """What the shell offers: shipped experiments, and TOML files."""
-    from fedunlearn.experiments import shipped
+    """What the shell offers: shipped experiments, those that reproduce the paper, and TOML files."""
+    from fedunlearn.experiments import SCALES, reproducing, shipped
 
     files = sorted(str(path) for path in Path().glob(f"{glob.escape(incomplete)}*") if path.suffix == ".toml")
-    return [name for name in shipped() if name.startswith(incomplete)] + files
+    ours = [*shipped(), *(name for scale in SCALES for name in reproducing(scale))]
+    return [name for name in ours if name.startswith(incomplete)] + files
 
 
 def complete_run(incomplete: str) -> list[str]:
@@ -53,6 +55,7 @@ Overrides = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Instead of the file's, such as training.rounds=20."),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files lie.")]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set first.")]
 Workers = Annotated[int | None, typer.Option(help="Processes side by side; else as many as cores.", min=1)]
 CacheFolder = Annotated[
     Path, typer.Option(envvar="FEDUNLEARN_CACHE", help="Trained and retrained models that runs share.")

@@ -15,6 +15,7 @@ from fedunlearn.commands.options import (
     CACHE,
     CacheFolder,
     DataDir,
+    Download,
     Json,
     Named,
     Overrides,
@@ -28,7 +29,16 @@ if TYPE_CHECKING:
     from fedunlearn.evaluation.rows import Row
     from fedunlearn.report.report import Report
 
-__all__ = ["compare_runs", "export_run", "list_experiments", "report_run", "run_experiment", "tune_method"]
+__all__ = [
+    "command_line",
+    "compare_runs",
+    "export_run",
+    "list_experiments",
+    "report_run",
+    "run_experiment",
+    "tune_method",
+    "watch",
+]
 
 
 def run_experiment(
@@ -39,7 +49,7 @@ def run_experiment(
     ] = None,
     overrides: Overrides = None,
     data_dir: DataDir = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set first.")] = False,
+    download: Download = False,
     workers: Workers = None,
     cache: CacheFolder = CACHE,
     as_json: Json = False,
@@ -57,8 +67,8 @@ def run_experiment(
         RunFolder(place).require_usable()
     if download:
         datasets.download(plan.data.name, data_dir)
-    rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache.expanduser(), command=_command())
-    _watch(rows, plan.total_rounds, folder)
+    rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache.expanduser(), command=command_line())
+    watch(rows, plan.total_rounds, folder)
     _show_all(list(map(assemble, folders(plan, folder))), folder, as_json)
 
 
@@ -92,8 +102,8 @@ def tune_method(
     entries = {"kind": method, **({"preset": preset} if preset else {})}
     search = Search.of(entries, load(experiment, overrides or ()), dict(map(_values, points or ())), seed)
     folder = output or Path("runs") / f"{Path(experiment).stem}-tune-{method.rpartition(':')[2]}"
-    options = {"workers": workers, "data_dir": data_dir, "cache": cache.expanduser(), "command": _command()}
-    _watch(search.run(folder, **options), search.rounds, folder)
+    options = {"workers": workers, "data_dir": data_dir, "cache": cache.expanduser(), "command": command_line()}
+    watch(search.run(folder, **options), search.rounds, folder)
     found = search.trials(folder)
     publish([assemble(folder / SEARCH)], folder / SEARCH)
     if not as_json:
@@ -199,11 +209,12 @@ def _values(assignment: str) -> tuple[str, list[Any]]:
         return entry.strip(), [value.strip() for value in text.split(",")]  # words need no quotes
 
 
-def _command() -> str:
+def command_line() -> str:
+    """What was typed, for the record."""
     return shlex.join(["fedunlearn", *sys.argv[1:]])
 
 
-def _watch(rows: Generator[Row, None, None], rounds: int, folder: Path) -> None:
+def watch(rows: Generator[Row, None, None], rounds: int, folder: Path) -> None:
     """Read a run to its end, showing how far it is."""
     from fedunlearn.console import watching
 

@@ -21,10 +21,10 @@ from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.report.drawing import LIGHT, NARROW, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.report import Report, measures_of
 
-__all__ = ["NAMES", "Series", "losses", "measures", "partition", "prices", "series_of", "validation"]
+__all__ = ["MARKERS", "NAMES", "OWN", "Series", "losses", "measures", "partition", "prices", "series_of", "validation"]
 
-_OWN = ("c2", "c3", "c4", "c5", "c6", "c7", "c8")
-_MARKERS = "os^Dv<>PX"
+OWN = ("c2", "c3", "c4", "c5", "c6", "c7", "c8")
+MARKERS = "os^Dv<>PX"
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 _UNITS = {"bytes": "B", "flops": "", "seconds": "s"}
 _TARGET = "forget, Retrain"
@@ -88,7 +88,7 @@ def series_of(reports: Sequence[Report]) -> list[Series]:
     several = len(reports) > 1
     methods = list(dict.fromkeys(method for report in reports for method in report.methods))
     others = [method for method in methods if method not in (REFERENCE, "NoT")]
-    colours = {REFERENCE: "ink", "NoT": "c1"} | {m: _OWN[i % len(_OWN)] for i, m in enumerate(others)}
+    colours = {REFERENCE: "ink", "NoT": "c1"} | {m: OWN[i % len(OWN)] for i, m in enumerate(others)}
     found = []
     for number, report in enumerate(reports):
         by_method = curves(report.compared)
@@ -96,11 +96,11 @@ def series_of(reports: Sequence[Report]) -> list[Series]:
         for method in report.methods:
             points = tuple(zip(*by_method[method].values(), strict=True))
             label = f"{report.name}: {method}" if several else method
-            again = others.index(method) // len(_OWN) if method in others else 0  # with a colour that others have
+            again = others.index(method) // len(OWN) if method in others else 0  # with a colour that others have
             dash = _DASHES[(number if several else again) % len(_DASHES)]
             if method == REFERENCE and not several:
                 dash = (0, (5, 2))
-            marker = _MARKERS[methods.index(method) % len(_MARKERS)]
+            marker = MARKERS[methods.index(method) % len(MARKERS)]
             found.append(Series(label, method, number, points, retrain, colours[method], marker, dash))
     return found
 

@@ -18,11 +18,13 @@ from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.stopping import StopRule
 from fedunlearn.evaluation.table import REFERENCE, Line
 from fedunlearn.report import figures, tables
+from fedunlearn.report.beside import pictures_of
 from fedunlearn.report.drawing import COLOURS, Picture
 from fedunlearn.report.figures import NAMES, Series
 from fedunlearn.report.report import FILE, Comparison, Report, measures_of, told, write_report
+from fedunlearn.report.shape import Reproduction
 
-__all__ = ["page", "publish"]
+__all__ = ["page", "publish", "publish_reproduction", "reproduction_page"]
 
 _PHASES = {
     "train": "first training",
@@ -70,6 +72,43 @@ def page(reports: Sequence[Report]) -> str:
     return _rendered(reports, _Pictures.of(reports))
 
 
+def publish_reproduction(reproduction: Reproduction, folder: Path) -> Path:
+    """Write a table or a figure of the paper beside ours: the page, its figures, and the JSON.
+
+    Returns:
+        The page.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    pictures = [pictures_of(shape) for shape in reproduction.blocks]
+    figures_folder = folder / f"{reproduction.artefact}-figures"
+    figures_folder.mkdir(parents=True, exist_ok=True)
+    for picture in (picture for group in pictures for picture in group):
+        _write(figures_folder / f"{picture.name}.svg", picture.svg())
+        _write(figures_folder / f"{picture.name}.pdf", picture.pdf())
+    path = folder / f"{reproduction.artefact}.html"
+    _write(path, reproduction_page(reproduction, pictures).encode())
+    reproduction.write(folder / f"{reproduction.artefact}.json")
+    return path
+
+
+def reproduction_page(reproduction: Reproduction, pictures: Sequence[Sequence[Picture]]) -> str:
+    """Its HTML, with the pictures of each of its blocks."""
+    return (
+        _templates()
+        .get_template("reproduction.html")
+        .render(
+            title=f"{reproduction.title} (scale {reproduction.scale})",
+            colours=COLOURS,
+            reproduction=reproduction,
+            pictures=pictures,
+            beside=tables.beside,
+            legend=tables.BESIDE,
+        )
+    )
+
+
 @dataclass(frozen=True)
 class _Pictures:
     """All figures of a page, by where they stand in it, and the curves that they show."""
@@ -104,35 +143,43 @@ class _Pictures:
         yield from self.partitions
 
 
-def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
+def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"amount": _amount, "told": told, "shown": _shown, "inline": _inline}
-    return environment.get_template("template.html").render(
-        reports=reports,
-        several=len(reports) > 1,
-        title=" / ".join(dict.fromkeys(report.title for report in reports)),
-        differences=Comparison(tuple(reports)).differences,
-        pictures=pictures,
-        numbers=list(_numbers(pictures.series, measures_of(reports))),
-        names=NAMES,
-        measures=measures_of(reports),
-        original=ORIGINAL,
-        sources=_SOURCES,
-        preset_notes=_preset_notes,
-        reference=REFERENCE,
-        colours=COLOURS,
-        asked=_asked,
-        verdict=_verdict,
-        facts=_facts,
-        best=_best,
-        stops=_stops,
-        beside=_beside,
-        phases=_phases,
-        resolved=lambda report: tomli_w.dumps(dict(report.experiment)),
-        environment=_environment,
+    return environment
+
+
+def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
+    return (
+        _templates()
+        .get_template("template.html")
+        .render(
+            reports=reports,
+            several=len(reports) > 1,
+            title=" / ".join(dict.fromkeys(report.title for report in reports)),
+            differences=Comparison(tuple(reports)).differences,
+            pictures=pictures,
+            numbers=list(_numbers(pictures.series, measures_of(reports))),
+            names=NAMES,
+            measures=measures_of(reports),
+            original=ORIGINAL,
+            sources=_SOURCES,
+            preset_notes=_preset_notes,
+            reference=REFERENCE,
+            colours=COLOURS,
+            asked=_asked,
+            verdict=_verdict,
+            facts=_facts,
+            best=_best,
+            stops=_stops,
+            beside=_beside,
+            phases=_phases,
+            resolved=lambda report: tomli_w.dumps(dict(report.experiment)),
+            environment=_environment,
+        )
     )
 
 
@@ -259,7 +306,7 @@ def _beside(report: Report) -> list[tuple[Printed, Line | None, float | None]]:
         return []
     ours = {line.method: line for line in report.table()}
     retrain = ours[REFERENCE].bytes
-    lines = [(row, ours.get(row.method)) for row in block.rows]
+    lines = [(row, ours.get(report.counterpart(row.method) or "")) for row in block.rows]
     return [(row, line, line.bytes / retrain if line and retrain else None) for row, line in lines]
 
 

@@ -160,6 +160,14 @@ class Report:
         """What the paper printed of this, if the experiment says where."""
         return published(self.experiment["published"]) if "published" in self.experiment else None
 
+    def counterpart(self, method: str) -> str | None:
+        """What our method is called that stands beside one of the paper's; it need not be there.
+
+        As the experiment says, else it has the same name, unless the experiment has it stand elsewhere: then None.
+        """
+        series: Mapping[str, str] = self.experiment.get("series", {})
+        return series.get(method, None if method in series.values() else method)
+
     def summary(self) -> dict[str, Any]:
         """What a script would want of it: the tables at every stop rule."""
         tables = {rule.name: [dataclasses.asdict(line) for line in self.table(rule)] for rule in self.rules}

@@ -1,4 +1,4 @@
-"""The tables of one run or of several, as LaTeX, Markdown and CSV."""
+"""The tables of one run or of several, as LaTeX, Markdown and CSV; and the paper's numbers beside ours."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from collections.abc import Iterator, Sequence
 
 from fedunlearn.evaluation.table import Line, Spread
 from fedunlearn.report.report import Report, measures_of
+from fedunlearn.report.shape import Pair, Reproduction, Result, Shape
 
-__all__ = ["as_csv", "as_latex", "as_markdown", "cells"]
+__all__ = ["BESIDE", "as_csv", "as_latex", "as_markdown", "beside", "beside_as_markdown", "cells"]
+
+BESIDE = (
+    "Ours: after all rounds; oracle: ours at the scored round closest to Retrain, the paper's way as far as can be "
+    "told, which nobody who unlearns can use. Gap: percentage points; its ± follows from the standard deviations of "
+    "its measures, as if they were independent, ours over seeds, the paper's over it does not say what; of a figure it "
+    "is how well that can be read. Rank: 1 is closest to Retrain, among the methods that both have. Bytes and FLOPs: "
+    "as shares of Retrain's, the only way in which the paper's can be compared, ours at the oracle's round."
+)
+"""How to read `beside`."""
 
 _HEADINGS = {"retain": "Retain", "forget": "Forget", "test": "Test", "mia": "MIA", "attack": "Attack"}
-_COSTS = ("Avg. gap", "Bytes", "FLOPs")
+_COSTS = {"bytes": "Bytes", "flops": "FLOPs"}
 
 
 def as_csv(reports: Sequence[Report]) -> str:
@@ -74,7 +84,58 @@ def cells(line: Line, measures: Sequence[str]) -> list[str]:
 
 
 def _head(measures: Sequence[str]) -> list[str]:
-    return ["Method", *(_HEADINGS[measure] for measure in measures), *_COSTS]
+    return ["Method", *(_HEADINGS[measure] for measure in measures), "Avg. gap", *_COSTS.values()]
+
+
+def beside(shape: Shape) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """The paper's numbers beside ours: headings, each of two parts, and a row of cells a method."""
+    drawn = any(pair.last is not None for pair in shape.pairs)
+    printed = [pair.published for pair in shape.pairs if pair.published]
+    costs = [name for name in _COSTS if any(getattr(result, name) is not None for result in printed)]
+    heads = [("Method", ""), ("Gap", "paper")]
+    heads += [("Gap", "paper, last")] if drawn else []
+    heads += [("Gap", "ours"), ("Gap", "oracle"), ("Rank", "paper"), ("Rank", "ours"), ("Rank", "oracle")]
+    heads += [(name, side) for cost in costs for name in [_COSTS[cost]] for side in ("paper", "oracle")]
+    after, oracle = (order.ranks for order in shape.orders)
+    rows = []
+    for pair in shape.pairs:
+        row = [_named(pair), _gap(pair.published)]
+        row += [f"{pair.last:.2f}" if pair.last is not None else ""] if drawn else []
+        row += [_gap(pair.fixed), _gap(pair.oracle)]
+        ranks = [*oracle[pair.method], after[pair.method][1]] if pair.published and pair.method in oracle else [""] * 3
+        row += [str(ranks[0]), str(ranks[2]), str(ranks[1])]
+        for cost in costs:
+            row += [_share(getattr(result, cost) if result else None) for result in (pair.published, pair.oracle)]
+        rows.append(row)
+    return heads, rows
+
+
+def beside_as_markdown(reproduction: Reproduction) -> str:
+    """A section a block: what stands beside what, the table, and what came of it."""
+    parts = []
+    for shape in reproduction.blocks:
+        heads, rows = beside(shape)
+        lines = [_row([" ".join(head).strip() for head in heads]), _row(["---", *["---:"] * (len(heads) - 1)])]
+        lines += [_row(row) for row in rows]
+        seeds = ", ".join(map(str, shape.seeds))
+        about = f"`{shape.experiment}`, seed{'s' * (len(shape.seeds) > 1)} {seeds}. "
+        parts += [f"**{shape.heading}**", about + " ".join(shape.sentences()), "\n".join(lines)]
+    return "\n\n".join([f"`{reproduction.command}`", *parts, BESIDE]) + "\n"
+
+
+def _named(pair: Pair) -> str:
+    """The paper's name, and ours where it is another."""
+    return pair.method if pair.label in (None, pair.method) else f"{pair.method}: {pair.label}"
+
+
+def _gap(result: Result | None) -> str:
+    if result is None:
+        return ""
+    return f"{result.gap:.2f}" if not result.gap or result.spread is None else f"{result.gap:.2f}±{result.spread:.2f}"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f} %"
 
 
 def _spread(s: Spread | None) -> str:
