@@ -31,7 +31,7 @@ from fedunlearn.presets import presets
 from fedunlearn.problems import again, meant, sentence, sentences, short, unfit, wrong
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
 from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, ForgetShare
-from fedunlearn.task import Method
+from fedunlearn.task import Method, changed
 from fedunlearn.tomlfile import KeyPath, TomlError, read
 from fedunlearn.tomlkinds import Kinds, as_json, sayable
 
@@ -424,15 +424,10 @@ def _said(method: Method) -> str:
     return ", ".join(_entries(method, method.name))
 
 
-def _entries(of: Any, name: str) -> Iterator[str]:
+def _entries(of: object, name: str) -> Iterator[str]:
     """The fields that are not as they are by default; those of a part that has lent ``of`` its name, as its own."""
-    for field in dataclasses.fields(of):
-        value = getattr(of, field.name)
+    for entry, value in changed(of).items():
         if dataclasses.is_dataclass(value) and type(value).__name__ == name:
             yield from _entries(value, name)
-        elif value != _default(field):
-            yield f"{field.name}={value}"
-
-
-def _default(field: dataclasses.Field[Any]) -> object:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        else:
+            yield f"{entry}={value}"

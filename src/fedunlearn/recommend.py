@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from fedunlearn.amounts import tell_bytes
 from fedunlearn.evaluation.cost import Cost
@@ -16,9 +16,9 @@ from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.puf import PUF
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import Circumstances, Size
-from fedunlearn.task import Method
+from fedunlearn.task import Method, changed
 
-__all__ = ["CANDIDATES", "Candidate", "Offer", "defaults", "price", "recommend"]
+__all__ = ["CANDIDATES", "Candidate", "Offer", "price", "recommend"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,7 @@ class Candidate:
     @property
     def changed(self) -> dict[str, Any]:
         """The hyper-parameters that are not as they are by default."""
-        return {
-            name: getattr(self.method, name)
-            for name, default in defaults(type(self.method)).items()
-            if getattr(self.method, name) != default
-        }
+        return changed(self.method)
 
     @property
     def label(self) -> str:
@@ -154,15 +150,6 @@ def price(method: Method, size: Size, flops: SampleFlops, rounds: int) -> tuple[
         Cost(step, flops.of(step.work), storage=storage),
         Cost(recovery, flops.of(recovery.work), storage=storage),
     )
-
-
-def defaults(kind: type[Method]) -> dict[str, Any]:
-    """A method's hyper-parameters with their defaults; `dataclasses.MISSING`, where there is none."""
-    return {
-        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for field in dataclasses.fields(cast(Any, kind))
-        if field.init
-    }
 
 
 def _rank(offer: Offer) -> tuple[bool, bool, int, int]:

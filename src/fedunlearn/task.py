@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.federation import ClientId, Federation, Phase, Predicate, Traffic, Turn
@@ -16,7 +18,7 @@ from fedunlearn.requests import AnyOf, ForgetClient, Rest
 from fedunlearn.rounds import Round, fedavg
 from fedunlearn.weights import Weights
 
-__all__ = ["Method", "Task"]
+__all__ = ["Method", "Task", "changed", "defaults"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,3 +175,18 @@ class Method(ABC):
     def recover(self, task: Task, weights: Weights, start: int = 0) -> Iterator[Round]:
         """Ordinary rounds on what stays, without end; the first is numbered ``start``."""
         return fedavg(task.retained, weights, task.training, task.seed, "recover", start)
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """The hyper-parameters of a method, or of a part of one, by default; `dataclasses.MISSING` where there is none."""
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(kind)
+        if field.init
+    }
+
+
+def changed(method: object) -> dict[str, Any]:
+    """The hyper-parameters of a method, or of a part of one, that are not as they are by default."""
+    values = {name: (getattr(method, name), default) for name, default in defaults(type(method)).items()}
+    return {name: value for name, (value, default) in values.items() if value != default}

@@ -146,7 +146,7 @@ def _tell_method(name: str, as_json: bool) -> None:
     from fedunlearn.methods.catalogue import CATALOGUE
     from fedunlearn.presets import presets
     from fedunlearn.problems import meant
-    from fedunlearn.recommend import defaults
+    from fedunlearn.task import defaults
 
     if name not in CATALOGUE:
         raise ValueError(f"there is no method {name!r}{meant(name, CATALOGUE)}: take one of {', '.join(CATALOGUE)}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,6 +24,7 @@ from fedunlearn.presets import Origin, origins
 from fedunlearn.record import RecordError
 from fedunlearn.runfolder import FolderError, RunFolder, differences
 from fedunlearn.simulation import Partition
+from fedunlearn.task import defaults
 
 __all__ = [
     "Comparison",
@@ -134,11 +135,11 @@ class Report:
             entries = {entry: value for entry, value in said.items() if entry != "kind"}
             known = origins(said["kind"], entries)
             kind = CATALOGUE.get(said["kind"])  # what a file cannot say, it leaves to the method
-            unsaid = [f for f in dataclasses.fields(cast(Any, kind)) if f.name not in entries] if kind else []
+            unsaid = {entry: value for entry, value in defaults(kind).items() if entry not in entries} if kind else {}
             for entry, value in entries.items():
                 yield Setting(label, entry, value, known.get(entry))
-            for field_ in unsaid:
-                yield Setting(label, field_.name, "first" if isinstance(field_.default, First) else "not set", None)
+            for entry, value in unsaid.items():
+                yield Setting(label, entry, "first" if isinstance(value, First) else "not set", None)
 
     def table(self, rule: StopRule | None = None) -> list[Line]:
         """A line per method where ``rule`` stops it; None: after all rounds."""
