@@ -17,7 +17,7 @@ from fedunlearn.backends.metered import Metered
 from fedunlearn.backends.recorded import Recorded, Recorder
 from fedunlearn.environment import determinants
 from fedunlearn.evaluation.cost import Account
-from fedunlearn.evaluation.follow import Step, recovering, timed, unlearning
+from fedunlearn.evaluation.follow import Step, recovering, require, timed, unlearning
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import Scores
 from fedunlearn.experiment import Experiment, resolved
@@ -98,8 +98,7 @@ def _require_able(simulation: Simulation) -> None:
                 f"{method.name} needs a history that leads to the model at hand, and after a first request there is "
                 "none: leave it out where requests follow one another"
             )
-        method.needs.require(found, method.name)
-        method.check(task)
+        require(method, task, found)
 
 
 def _require_room(experiment: Experiment, model: Weights, home: RunFolder) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fedunlearn.federation import Phase
+from fedunlearn.needs import Circumstances
 from fedunlearn.rounds import Round
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
@@ -50,14 +51,19 @@ def follow(method: Method, task: Task, rounds: int, resume: Step | None = None) 
     yield from recovering(method, task, rounds, last)
 
 
-def require(method: Method, task: Task) -> None:
+def require(method: Method, task: Task, found: Circumstances | None = None) -> None:
     """All that must hold before a method runs.
+
+    Args:
+        method: that is to run.
+        task: that it is to run on.
+        found: what its needs are held against, where the task does not have it yet; None: the task's own.
 
     Raises:
         NeedsError: the method cannot run on this task.
         ValueError: its hyper-parameters do not fit the network.
     """
-    method.needs.require(task.circumstances, method.name)
+    method.needs.require(found or task.circumstances, method.name)
     method.check(task)
 
 
