@@ -63,6 +63,12 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def ground(self) -> Path:
+        """The folder itself, or, as long as there is none, the nearest one above it: whose disk and rights count."""
+        folder = self.path.absolute()
+        return next(path for path in (folder, *folder.parents) if path.exists())
+
     @contextmanager
     def claimed(self, experiment: Experiment, decides: Mapping[str, str], command: str) -> Iterator[None]:
         """Nobody else may run here meanwhile.
@@ -100,10 +106,9 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"{self.path} is a file: name a folder for the run with --output")
-        above = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
+        if not self.ground.is_dir() or not os.access(self.ground, os.W_OK):
             raise FolderError(
-                f"{self.path} cannot be written, {above} not being a folder one can write to: use --output"
+                f"{self.path} cannot be written, {self.ground} not being a folder one can write to: use --output"
             )
         if self.path.is_dir() and not (self.path / _EXPERIMENT).exists():
             strangers = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))

@@ -112,14 +112,13 @@ def _require_room(experiment: Experiment, model: Weights, home: RunFolder) -> No
     }
     to_come = [seed for seed in experiment.seeds if not home.record(seed, 0, FIRST_TRAINING).complete]
     needed = 2 * len(to_come) * sum(sizes.values())  # in the run's folder, and in the cache
-    there = next(path for path in (home.path.absolute(), *home.path.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(home.ground).free
     if needed > free:
         largest = max(sizes, key=sizes.__getitem__)
         whose = ", ".join(dict.fromkeys(m.name for m in experiment.methods if m.needs.history == largest))
         raise ValueError(
-            f"the histories of this experiment take {tell_bytes(needed)}, most of them {whose}'s, but {there} has "
-            f"{tell_bytes(free)} left: leave out {whose}, or name a larger disk with --output"
+            f"the histories of this experiment take {tell_bytes(needed)}, most of them {whose}'s, but {home.ground} "
+            f"has {tell_bytes(free)} left: leave out {whose}, or name a larger disk with --output"
         )
 
 
