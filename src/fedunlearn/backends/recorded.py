@@ -1,8 +1,10 @@
 """Recording a history while a federation trains: around any federation, on disk, and safe from being killed.
 
-recorder = Recorder(folder, {"norms"}, federation.clients)
-weights = train(Recorded(federation, recorder), initial, training, rounds=60)
-history = recorder.finish(weights)
+    recorder = Recorder(folder, {"norms"}, federation.clients)
+    weights = train(Recorded(federation, recorder), initial, training, rounds=60)
+    history = recorder.finish(weights)
+
+What is recorded changes no bit of the training.
 """
 
 from __future__ import annotations
