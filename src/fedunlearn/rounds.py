@@ -9,7 +9,7 @@ from itertools import count, islice
 from fedunlearn.federation import ClientId, Federation, Phase, Program, Turn
 from fedunlearn.weights import Average, Weights
 
-__all__ = ["Round", "aggregate", "fedavg", "train"]
+__all__ = ["Round", "aggregate", "fedavg", "fold", "train"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,27 @@ def aggregate(
         ValueError: no client replied with a training sample.
     """
     mean = Average(like=weights)
+    fold(mean, federation, weights, program, turn, clients)
+    return mean.result()
+
+
+def fold(
+    mean: Average,
+    federation: Federation,
+    weights: Weights,
+    program: Program,
+    turn: Turn,
+    clients: Sequence[ClientId] | None = None,
+) -> None:
+    """Fold the clients' models into a mean, by their samples; a round may be made up of several such parts.
+
+    Raises:
+        ValueError: a client replied without weights, or with those of another architecture.
+    """
     for _, reply in federation.run(program, weights, turn, clients):
         if reply.weights is None:
             raise ValueError(f"{type(program).__name__} answers without weights: there is nothing to average")
         mean.add(reply.weights, reply.samples)
-    return mean.result()
 
 
 def fedavg(

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fedunlearn.federation import Batch, ClientContext, Traffic, Work
 from fedunlearn.needs import Needs, Size
-from fedunlearn.rounds import Round, aggregate
+from fedunlearn.rounds import Round, aggregate, fold
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Average, Weights
 
@@ -94,10 +94,10 @@ class MoDE(Method):
         plain = [client for client in task.retained.clients if client not in guided]
         guiding = replace(training, loss=Guidance(degraded))  # only to those who need it
         mean = Average(like=weights)
-        for federation, program, clients in ((task.retained, training, plain), (task.everyone, guiding, guided)):
-            for _, reply in federation.run(program, weights, turn, clients) if clients else ():
-                assert reply.weights is not None
-                mean.add(reply.weights, reply.samples)
+        if plain:
+            fold(mean, task.retained, weights, training, turn, plain)
+        if guided:
+            fold(mean, task.everyone, weights, guiding, turn, guided)
         return mean.result()
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from fedunlearn.federation import ClientContext, Reply, Traffic
 from fedunlearn.needs import Needs, Size
 from fedunlearn.programs import SGD, LocalTraining, endless
-from fedunlearn.rounds import Round
+from fedunlearn.rounds import Round, fold
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Average, Weights
 
@@ -76,9 +76,7 @@ class PGD(Method):
         radius = self.squared_radius or squared_radius(start, [task.fresh("radius", n) for n in range(10)])
         mean = Average(like=task.weights)
         for target, (own, _) in last.items():
-            for _, reply in task.forgotten.run(self._ascent(task, own, radius), start, task.turn(), [target]):
-                assert reply.weights is not None
-                mean.add(reply.weights, reply.samples)
+            fold(mean, task.forgotten, start, self._ascent(task, own, radius), task.turn(), [target])
         yield Round(0, mean.result() if mean.total else start)
 
     def _ascent(self, task: Task, own: Weights, radius: float) -> ProjectedAscent:

@@ -10,7 +10,7 @@ from annotated_types import Gt
 
 from fedunlearn.federation import Federation, Traffic
 from fedunlearn.needs import Needs, Size
-from fedunlearn.rounds import Round
+from fedunlearn.rounds import Round, fold
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Average, Weights
 
@@ -63,7 +63,5 @@ class PUF(Method):
 def _mean(task: Task, federation: Federation) -> tuple[Weights, float]:
     """An ordinary round's mean, and the samples behind it."""
     mean = Average(like=task.weights)
-    for _, reply in federation.run(task.training, task.weights, task.turn()):
-        assert reply.weights is not None
-        mean.add(reply.weights, reply.samples)
+    fold(mean, federation, task.weights, task.training, task.turn())
     return mean.result(), mean.total
