@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedunlearn.amounts import parse_bytes, tell_bytes
+from fedunlearn.amounts import parse_bytes, scaled, tell_bytes
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.contract import size_of, small_task
 from fedunlearn.evaluation.cost import Cost
@@ -321,7 +321,10 @@ def test_reading_bytes(text: str, amount: int) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("2gb", "there is no unit 'gb' of bytes: write B, kB, MB, GB, TB, PB, KiB, MiB, GiB, TiB, PiB, or none"),
+        (
+            "2gb",
+            "there is no unit 'gb' of bytes: write B, kB, MB, GB, TB, PB, EB, KiB, MiB, GiB, TiB, PiB, EiB, or none",
+        ),
         ("2 parsecs", "no unit 'parsecs'"),
         ("GB", "'GB' is no amount of bytes: write it as 2GB, 500MiB or 2000000"),
         ("-1GB", "is no amount"),
@@ -338,7 +341,23 @@ def test_no_amounts_of_bytes(text: str, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "text"),
-    [(0, "0 B"), (999, "999 B"), (999.9, "1 kB"), (999_900, "1 MB"), (44_726_568, "44.7 MB"), (3e18, "3e+03 PB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.9, "1 kB"),
+        (999_900, "1 MB"),
+        (44_726_568, "44.7 MB"),
+        (3e18, "3 EB"),
+        (3e21, "3e+03 EB"),
+    ],
 )
 def test_telling_bytes(amount: float, text: str) -> None:
     assert tell_bytes(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(0, ("0", "")), (0.0123, ("0.0123", "")), (-1500, ("-1.5", "k")), (999_950, ("1", "M")), (2.5e19, ("25", "E"))],
+)
+def test_scaling_numbers(number: float, told: tuple[str, str]) -> None:
+    assert scaled(number) == told

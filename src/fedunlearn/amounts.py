@@ -1,13 +1,13 @@
-"""Amounts of bytes, as people write and read them."""
+"""Large numbers, and amounts of bytes, as people write and read them."""
 
 from __future__ import annotations
 
 import math
 import re
 
-__all__ = ["parse_bytes", "tell_bytes"]
+__all__ = ["parse_bytes", "scaled", "tell_bytes"]
 
-_PREFIXES = "kMGTP"
+_PREFIXES = "kMGTPE"
 _DECIMAL = {"B": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate(_PREFIXES, 1)}}
 _BINARY = {f"{prefix}iB": 1024**power for power, prefix in enumerate(_PREFIXES.upper(), 1)}
 _UNITS: dict[str, int] = {"": 1, "KB": 1000, **_DECIMAL, **_BINARY}
@@ -15,7 +15,7 @@ _AMOUNT = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*([A-Za-z]*)")
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes, from ``2GB``, ``1.5 MiB`` or a plain number, ``2e9``: kB to PB are powers of 1000, KiB to PiB of 1024.
+    """Bytes, from ``2GB``, ``1.5 MiB`` or a plain number, ``2e9``: kB to EB are powers of 1000, KiB to EiB of 1024.
 
     Raises:
         ValueError: it is no such amount.
@@ -31,8 +31,14 @@ def parse_bytes(text: str) -> int:
 
 def tell_bytes(amount: float) -> str:
     """Three digits and a unit, in powers of 1000."""
-    for unit, size in _DECIMAL.items():
-        digits = f"{amount / size:.3g}"
-        if float(digits) < 1000:
-            return f"{digits} {unit}"
-    return f"{amount / size:.3g} {unit}"
+    digits, prefix = scaled(amount)
+    return f"{digits} {prefix}B"
+
+
+def scaled(number: float) -> tuple[str, str]:
+    """Three digits, and the prefix of the power of 1000 that they are to be multiplied by; "" for 1."""
+    for power, prefix in enumerate(("", *_PREFIXES)):
+        digits = f"{number / 1000**power:.3g}"
+        if abs(float(digits)) < 1000:
+            return digits, prefix
+    return digits, prefix

@@ -12,6 +12,7 @@ import jinja2
 import tomli_w
 from markupsafe import Markup
 
+from fedunlearn.amounts import scaled, tell_bytes
 from fedunlearn.atomic import atomic_write
 from fedunlearn.evaluation.published import Printed
 from fedunlearn.evaluation.rows import ORIGINAL, Row
@@ -357,7 +358,7 @@ def _environment(report: Report) -> list[tuple[str, str]]:
     if not report.sessions:
         return []
     session = report.sessions[-1]
-    memory = f"{_amount(session['memory_bytes'])}B of memory" if session.get("memory_bytes") else "memory not known"
+    memory = f"{tell_bytes(session['memory_bytes'])} of memory" if session.get("memory_bytes") else "memory not known"
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     decides = session.get("decides", {})
     first, last = report.sessions[0]["started"], session["started"]
@@ -386,7 +387,4 @@ def _amount(number: float | None) -> str:
     """A number with a prefix, such as 76.7 M."""
     if number is None:
         return ""
-    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(number) >= 10**power:
-            return f"{number / 10**power:.3g}\N{NO-BREAK SPACE}{prefix}"
-    return f"{number:.3g}"
+    return "\N{NO-BREAK SPACE}".join(filter(None, scaled(number)))
