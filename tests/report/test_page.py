@@ -258,7 +258,7 @@ def test_what_the_page_says_of_a_run(report: Report, pages: dict[str, Path]) -> 
     text = re.sub(r"<svg.*?</svg>", "", pages["one"].read_text(encoding="utf-8"), flags=re.DOTALL)
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
     for said in (
-        "Client 0 asks that all its data be forgotten: 48 of 192 training samples (25 %), held by 1 of 4 clients.",
+        "To be forgotten: all data of client 0: 48 of 192 training samples (25 %), held by 1 of 4 clients.",
         "Digits, in small.",
         "fedunlearn run tiny.toml",
         "Table 1: Client-wise federated unlearning, IID, first client forgets (cifar-10, cnn)",
