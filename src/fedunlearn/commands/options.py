@@ -58,7 +58,10 @@ DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files l
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set first.")]
 Workers = Annotated[int | None, typer.Option(help="Processes side by side; else as many as cores.", min=1)]
 CacheFolder = Annotated[
-    Path, typer.Option(envvar="FEDUNLEARN_CACHE", help="Trained and retrained models that runs share.")
+    Path,
+    typer.Option(
+        envvar="FEDUNLEARN_CACHE", callback=Path.expanduser, help="Trained and retrained models that runs share."
+    ),
 ]
 CACHE = Path("~/.cache/fedunlearn/models")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedunlearn.commands.options import CACHE, CacheFolder, DataDir, Download, Json, Overrides, Workers, print_json
-from fedunlearn.commands.runs import command_line, watch
+from fedunlearn.commands.runs import command_line, run_watched
 
 if TYPE_CHECKING:
     from fedunlearn.experiment import Experiment
@@ -67,7 +67,6 @@ def reproduce_artefact(
     from fedunlearn.report.report import assemble
     from fedunlearn.report.shape import Reproduction, shape_of
     from fedunlearn.runfolder import RunFolder
-    from fedunlearn.runner import run
 
     plans = {experiment: load(experiment, overrides or ()) for experiment in named}
     folders = {experiment: output / experiment for experiment in named}
@@ -82,8 +81,7 @@ def reproduce_artefact(
         if scale == "paper" and best_device().type == "cpu":
             _warn(experiment, plan, data_dir)
         print(f"{experiment}: {plan.title}", file=sys.stderr)
-        rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache.expanduser(), command=command_line())
-        watch(rows, plan.total_rounds, folder)
+        run_watched(plan, folder, workers=workers, data_dir=data_dir, cache=cache)
         report = assemble(folder)
         publish([report], folder)
         shapes.append(shape_of(report, experiment, name if whole_of(name) == plan.published else None))

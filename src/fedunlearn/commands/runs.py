@@ -27,6 +27,7 @@ from fedunlearn.commands.options import (
 
 if TYPE_CHECKING:
     from fedunlearn.evaluation.rows import Row
+    from fedunlearn.experiment import Experiment
     from fedunlearn.report.report import Report
 
 __all__ = [
@@ -36,8 +37,8 @@ __all__ = [
     "list_experiments",
     "report_run",
     "run_experiment",
+    "run_watched",
     "tune_method",
-    "watch",
 ]
 
 
@@ -59,7 +60,6 @@ def run_experiment(
     from fedunlearn.experiment import load
     from fedunlearn.report.report import assemble
     from fedunlearn.runfolder import RunFolder, folders
-    from fedunlearn.runner import run
 
     plan = load(experiment, overrides or ())
     folder = output or Path("runs") / Path(experiment).stem
@@ -67,9 +67,8 @@ def run_experiment(
         RunFolder(place).require_usable()
     if download:
         datasets.download(plan.data.name, data_dir)
-    rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache.expanduser(), command=command_line())
-    watch(rows, plan.total_rounds, folder)
-    _show_all(list(map(assemble, folders(plan, folder))), folder, as_json)
+    run_watched(plan, folder, workers=workers, data_dir=data_dir, cache=cache)
+    _show(list(map(assemble, folders(plan, folder))), folder, as_json)
 
 
 def tune_method(
@@ -102,8 +101,8 @@ def tune_method(
     entries = {"kind": method, **({"preset": preset} if preset else {})}
     search = Search.of(entries, load(experiment, overrides or ()), dict(map(_values, points or ())), seed)
     folder = output or Path("runs") / f"{Path(experiment).stem}-tune-{method.rpartition(':')[2]}"
-    options = {"workers": workers, "data_dir": data_dir, "cache": cache.expanduser(), "command": command_line()}
-    watch(search.run(folder, **options), search.rounds, folder)
+    rows = search.run(folder, workers=workers, data_dir=data_dir, cache=cache, command=command_line())
+    _watch(rows, search.rounds, folder)
     found = search.trials(folder)
     publish([assemble(folder / SEARCH)], folder / SEARCH)
     if not as_json:
@@ -115,7 +114,7 @@ def tune_method(
         said = [{"method": resolved(one.method), "gap": one.gap, "bytes": one.bytes} for one in found]
         print_json({"seed": search.seed, "trials": said, "folder": str(page.parent), **report.summary()})
         return
-    _show(report, page, as_json)
+    _print_reports([report], page)
     label = search.testing(found[0].method).labels[-1]
     for line in report.table():  # it may have diverged on another seed
         if line.method == label:
@@ -135,7 +134,7 @@ def report_run(
     from fedunlearn.runfolder import runs_in
 
     reports = list(map(read_report, runs_in(run) if run.is_dir() else [run]))
-    _show_all(reports, output or (run if run.is_dir() else run.parent), as_json)
+    _show(reports, output or (run if run.is_dir() else run.parent), as_json)
 
 
 def compare_runs(
@@ -214,8 +213,17 @@ def command_line() -> str:
     return shlex.join(["fedunlearn", *sys.argv[1:]])
 
 
-def watch(rows: Generator[Row, None, None], rounds: int, folder: Path) -> None:
-    """Read a run to its end, showing how far it is."""
+def run_watched(
+    plan: Experiment, folder: Path, *, workers: int | None, data_dir: Path | None, cache: Path | None
+) -> None:
+    """Run an experiment to its end, showing how far it is; see `fedunlearn.runner.run`."""
+    from fedunlearn.runner import run
+
+    rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache, command=command_line())
+    _watch(rows, plan.total_rounds, folder)
+
+
+def _watch(rows: Generator[Row, None, None], rounds: int, folder: Path) -> None:
     from fedunlearn.console import watching
 
     try:
@@ -228,27 +236,22 @@ def watch(rows: Generator[Row, None, None], rounds: int, folder: Path) -> None:
         raise typer.Exit(130) from None
 
 
-def _show_all(reports: Sequence[Report], folder: Path, as_json: bool) -> None:
+def _show(reports: Sequence[Report], folder: Path, as_json: bool) -> None:
     """One report, or those of requests that followed one another, on one page."""
-    from fedunlearn.console import print_report
     from fedunlearn.report.page import publish
 
     page = publish(reports, folder)
-    if len(reports) == 1:
-        _show(reports[0], page, as_json)
-    elif as_json:
-        print_json({"folder": str(folder), "requests": [report.summary() for report in reports]})
+    if not as_json:
+        _print_reports(reports, page)
+    elif len(reports) == 1:
+        print_json({"folder": str(folder), **reports[0].summary()})
     else:
-        for report in reports:
-            print_report(report)
-        print(f"report: {page}")
+        print_json({"folder": str(folder), "requests": [report.summary() for report in reports]})
 
 
-def _show(report: Report, page: Path, as_json: bool) -> None:
+def _print_reports(reports: Sequence[Report], page: Path) -> None:
     from fedunlearn.console import print_report
 
-    if as_json:
-        print_json({"folder": str(page.parent), **report.summary()})
-        return
-    print_report(report)
+    for report in reports:
+        print_report(report)
     print(f"report: {page}")
