@@ -446,7 +446,8 @@ def test_one_method_and_its_defaults(shell: Shell) -> None:
     assert "paper-vit: the supplement's learning rate is lost" in shell("methods", "FCU")[1]
     assert shell("methods", "Retrain")[1].endswith("It has no hyper-parameters.\n")
     told = json.loads(shell("methods", "NoT", "--json")[1])
-    assert told["hyperparameters"] == {"layers": "first", "include_bias": False, "batchnorm": "negate_mean"}
+    expected = {"layers": "first", "include_bias": False, "batchnorm": "negate_mean", "again": "other"}
+    assert told["hyperparameters"] == {**expected, "annealing": None}
     assert told["says"].startswith("Algorithm 1: ")
     assert told["presets"]["paper-vit"]["values"]["layers"] == "conv_proj"
     code, out, err = shell("methods", "not")
