@@ -539,7 +539,7 @@ def test_recommending_to_scripts(shell: Shell) -> None:
         (["--epochs", "nan"], "--epochs must be above 0 and below 1e+30, such as 1"),
         (["--shape", "3x32x32"], "--shape 3x32x32: write the sizes of one input, such as 3,32,32"),
         (["--shape", "3,0,32"], "--shape 3,0,32: write the sizes"),
-        (["--model", "resnet81"], "there is no model 'resnet81' (did you mean resnet18?)"),
+        (["--model", "resnet81"], "there is no model 'resnet81' (did you mean resnet18 or small-resnet?)"),
         (["--model", "resnet18", "--shape", "1,28,28"], "takes images of 3 channels"),
         (["--model", "resnet18", "--classes", str(10**15)], "resnet18 fails at inputs of shape (3, 32, 32)"),
     ],
