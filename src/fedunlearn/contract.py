@@ -18,7 +18,6 @@ from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +25,10 @@ from torch import Tensor, nn
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.metered import Ledger, Metered
 from fedunlearn.backends.recorded import Recorded, Recorder
-from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.client import Client
+from fedunlearn.denials import Asked, Counting, Denied, Everything, Masked, Nobody, Watched, WithoutLabels
 from fedunlearn.evaluation.follow import Step, follow
-from fedunlearn.federation import (
-    Batch,
-    Choose,
-    ClientContext,
-    ClientError,
-    ClientId,
-    Federation,
-    Part,
-    Phase,
-    Predicate,
-    Program,
-    Reply,
-    Turn,
-)
+from fedunlearn.federation import ClientError, ClientId, Federation, Phase, Predicate
 from fedunlearn.history import KINDS, History
 from fedunlearn.needs import NeedsError, Size
 from fedunlearn.programs import SGD, Evaluate, LocalTraining
@@ -50,7 +36,6 @@ from fedunlearn.randomness import generator
 from fedunlearn.rounds import train
 from fedunlearn.samples import TensorSamples
 from fedunlearn.task import Method, Task
-from fedunlearn.weights import Weights
 
 __all__ = ["CHECKS", "Case", "SmallNet", "size_of", "small_federation", "small_task"]
 
@@ -172,22 +157,22 @@ def needs_are_true(case: Case) -> None:
     needs.require(task.circumstances, case.method.name)
     plain = _unlearnt(case, task)
     if needs.forget_data == "none" and not needs.target_online:
-        _does_without(case, "the data to be forgotten", _with(task, forgotten=_Denied, everyone=_Denied))
+        _does_without(case, "the data to be forgotten", _with(task, forgotten=Denied, everyone=Denied))
         if task.targets:
-            gone = replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained)
+            gone = replace(task, forgotten=task.forgotten.where(Nobody()), everyone=task.retained)
             _does_without(case, "the client that leaves", gone)
     if needs.forget_data == "inputs":
-        forgotten = partial(_Asked, ask=partial(_WithoutLabels, all_go=True))  # this view flags nothing
-        everyone = partial(_Asked, ask=partial(_WithoutLabels, all_go=False))
+        forgotten = partial(Asked, ask=partial(WithoutLabels, all_go=True))  # this view flags nothing
+        everyone = partial(Asked, ask=partial(WithoutLabels, all_go=False))
         blind = _does_without(case, "the labels", _with(task, forgotten=forgotten, everyone=everyone))
         _same_rounds(plain, blind, "with labels of the forgotten samples hidden,")
     if not needs.retain_online:
-        _does_without(case, "the clients that stay", _with(task, retained=_Denied, everyone=_Denied))
+        _does_without(case, "the clients that stay", _with(task, retained=Denied, everyone=Denied))
     if needs.history is None:
         _does_without(case, "a history", replace(task, history=None))
     if not needs.proxy:
         _does_without(case, "proxy data", replace(task, proxy=None))
-    masked = _with(task, retained=_Masked, forgotten=_Masked, everyone=_Masked)
+    masked = _with(task, retained=Masked, forgotten=Masked, everyone=Masked)
     if needs.per_client_updates:
         assert needs.lacking(replace(task.circumstances, single_updates=False)), "single updates are not asked for"
         assert _depends(case, plain, masked), "it declares a need of single updates, and does without"
@@ -222,7 +207,7 @@ def costs_are_the_closed_form(case: Case) -> None:
 
 def a_client_holds_three_models(case: Case) -> None:
     """At no time a client holds more than three networks: the one that it trains and two others."""
-    wraps = {name: partial(_Asked, ask=_Counting) for name in ("retained", "forgotten", "everyone")}
+    wraps = {name: partial(Asked, ask=Counting) for name in ("retained", "forgotten", "everyone")}
     try:
         _read(follow(case.method, _with(_own_copy(case.task), **wraps), RECOVERY))
     except ClientError as error:
@@ -248,8 +233,8 @@ def those_who_stay_take_part(case: Case) -> None:
     steps = _unlearnt(case, task)
     weights = steps[-1].round.after if steps else task.weights
     seen: list[tuple[Phase, int, ClientId]] = []
-    denied = _with(task, forgotten=_Denied, everyone=_Denied)
-    watched = _with(denied, retained=lambda inner: _Watched(inner, seen))
+    denied = _with(task, forgotten=Denied, everyone=Denied)
+    watched = _with(denied, retained=lambda inner: Watched(inner, seen))
     for _ in islice(case.method.recover(watched, weights), RECOVERY):
         pass
     expected = [("recover", number, client) for number in range(RECOVERY) for client in task.retained.clients]
@@ -358,148 +343,9 @@ def _denials(case: Case) -> Iterator[Task]:
     if needs.proxy:
         yield replace(task, proxy=None)
     if needs.forget_data != "none" or needs.target_online:
-        yield replace(task, forgotten=task.forgotten.where(_Nobody()), everyone=task.retained)
+        yield replace(task, forgotten=task.forgotten.where(Nobody()), everyone=task.retained)
     if needs.retain_online:
-        going = task.forgotten.marking(_Everything())
-        yield replace(task, retained=task.retained.where(_Nobody()), everyone=going)
+        going = task.forgotten.marking(Everything())
+        yield replace(task, retained=task.retained.where(Nobody()), everyone=going)
     if needs.whole_clients:
         yield replace(task, targets=())
-
-
-@dataclass(frozen=True)
-class _Nobody:
-    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
-        return torch.zeros(labels.shape, dtype=torch.bool)
-
-
-@dataclass(frozen=True)
-class _Everything:
-    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
-        return torch.ones(labels.shape, dtype=torch.bool)
-
-
-class _Denied(Wrapper):
-    def run(
-        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
-    ) -> Iterator[tuple[ClientId, Reply]]:
-        raise AssertionError("the unlearning step asks clients that it does not declare a need for")
-
-
-class _Watched(Wrapper):
-    def __init__(self, inner: Federation, seen: list[tuple[Phase, int, ClientId]]) -> None:
-        super().__init__(inner)
-        self.seen = seen
-
-    def around(self, inner: Federation) -> Self:
-        return type(self)(inner, self.seen)
-
-    def run(
-        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
-    ) -> Iterator[tuple[ClientId, Reply]]:
-        for client, reply in self.inner.run(program, weights, turn, clients):
-            self.seen.append((turn.phase, turn.number, client))
-            yield client, reply
-
-
-class _Masked(Wrapper):
-    """Secure aggregation's view of replies: models hidden by noise that cancels in the mean over samples.
-
-    Metrics and values per sample are no part of a secure sum, so they are not there at all.
-    """
-
-    def run(
-        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
-    ) -> Iterator[tuple[ClientId, Reply]]:
-        replies = list(self.inner.run(program, weights, turn, clients))
-        for at, (client, reply) in enumerate(replies):
-            reply = replace(reply, metrics={}, values={})
-            if reply.samples and len(replies) > 1:
-                mask = partial(self._masked, at=at, clients=len(replies), samples=reply.samples)
-                model = mask(reply.weights) if reply.weights is not None else None
-                reply = replace(reply, weights=model, extra={n: mask(w) for n, w in reply.extra.items()})
-            yield client, reply
-
-    def _masked(self, weights: Weights, at: int, clients: int, samples: int) -> Weights:
-        return weights + (self._noise(weights, at) - self._noise(weights, (at + 1) % clients)) * (1 / samples)
-
-    def _noise(self, like: Weights, number: int) -> Weights:
-        rng = generator("mask", number)
-        return like.map(lambda tensor: torch.randn(tensor.shape, generator=rng))
-
-
-class _Asked(Wrapper):
-    """A federation whose clients are asked for a program around each program."""
-
-    def __init__(self, inner: Federation, ask: Callable[[Program], Program]) -> None:
-        super().__init__(inner)
-        self.ask = ask
-
-    def around(self, inner: Federation) -> Self:
-        return type(self)(inner, self.ask)
-
-    def run(
-        self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
-    ) -> Iterator[tuple[ClientId, Reply]]:
-        return self.inner.run(self.ask(program), weights, turn, clients)
-
-
-class _Around:
-    """A client's context around another."""
-
-    def __init__(self, context: ClientContext) -> None:
-        self._context = context
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-
-@dataclass(frozen=True)
-class _WithoutLabels:
-    """A program that is shown class 0 for every sample to be forgotten: for all, or for those that are flagged."""
-
-    program: Program
-    all_go: bool
-
-    def __call__(self, context: ClientContext) -> Reply:
-        return self.program(cast(ClientContext, _Unlabelled(context, self.all_go)))
-
-
-@dataclass(frozen=True)
-class _Counting:
-    """A program whose networks are counted."""
-
-    program: Program
-
-    def __call__(self, context: ClientContext) -> Reply:
-        return self.program(cast(ClientContext, _Counted(context)))
-
-
-class _Counted(_Around):
-    def __init__(self, context: ClientContext) -> None:
-        super().__init__(context)
-        self._others: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-    def frozen(self, weights: Weights | None = None) -> nn.Module:
-        return self._one_more(self._context.frozen(weights))
-
-    def fresh(self, seed: int) -> nn.Module:
-        return self._one_more(self._context.fresh(seed))
-
-    def _one_more(self, network: nn.Module) -> nn.Module:
-        self._others.add(network)
-        if len(self._others) > 2:
-            raise MemoryError(f"a client holds {1 + len(self._others)} networks")
-        return network
-
-
-class _Unlabelled(_Around):
-    def __init__(self, context: ClientContext, all_go: bool) -> None:
-        super().__init__(context)
-        self._all_go = all_go
-
-    def batches(
-        self, epoch: int, size: int, *, of: Choose | None = None, part: Part = "train", train: bool = True
-    ) -> Iterator[Batch]:
-        for batch in self._context.batches(epoch, size, of=of, part=part, train=train):
-            goes = batch.forget | self._all_go
-            yield Batch(batch.x, torch.where(goes, 0, batch.y), batch.forget)

@@ -19,7 +19,7 @@ __all__ = ["commit", "determinants", "environment"]
 _PACKAGES = ("fedunlearn", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 _ROOT = Path(__file__).parent
 _ONLY_SHOWS = (
-    *("cli.py", "commands", "console.py", "export.py", "report", "contract.py"),
+    *("cli.py", "commands", "console.py", "export.py", "report", "contract.py", "denials.py"),
     *("presets.py", "amounts.py", "recommend.py", "tuning.py", "artefacts.py"),
 )
 """Of this package: what reads results, or says what to run, but makes none."""
