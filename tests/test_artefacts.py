@@ -17,28 +17,12 @@ from fedunlearn.experiments import SCALES, reproducing, shipped
 from fedunlearn.report.shape import read_reproduction
 from fedunlearn.runfolder import RunFolder
 from fedunlearn.simulation import Setting
+from tiny import tiny_text
 
-TINY = """
-title = "Tiny"
-minutes = 0.1
-published = "table-1/cifar-10/cnn"
-seeds = [0]
-[data]
-name = "digits"
-clients = 3
-samples = 40
-[model]
-name = "layernorm-cnn"
-options = { channels = [2, 4], kernel = 3 }
-[training]
-rounds = 2
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 2
-evaluate_every = 1
-"""
+TEXT = tiny_text(
+    *("minutes=0.1", "published=table-1/cifar-10/cnn", "seeds=[0]", "data.clients=3", "model.options.channels=[2, 4]"),
+    *("recovery.rounds=2", "recovery.evaluate_every=1"),
+)
 
 
 @pytest.fixture
@@ -63,7 +47,7 @@ def tiny(files: Path) -> Path:
     extended = 'extends = "table-1-cnn.toml"\n'
     write(
         files,
-        cpu__table_1_cnn=TINY,
+        cpu__table_1_cnn=TEXT,
         cpu__table_1_vit=f'{extended}published = "table-1/caltech-101/vit"\nminutes = 0.2\n',
         cpu__table_10=extended,
         cpu__figure_4=f'{extended}published = "figure-4"\n',
@@ -146,7 +130,7 @@ def test_series_are_part_of_an_experiment_and_decide_nothing_of_a_run(tiny: Path
     ],
 )
 def test_series_name_what_there_is(tmp_path: Path, published: str | None, series: str, says: str) -> None:
-    text = TINY.replace('published = "table-1/cifar-10/cnn"', f'published = "{published}"' if published else "")
+    text = TEXT.replace('published = "table-1/cifar-10/cnn"', f'published = "{published}"' if published else "")
     (tmp_path / "own.toml").write_text(f"{text}[series]\n{series}\n")
     with pytest.raises(ExperimentError) as told:
         load(tmp_path / "own.toml")
@@ -174,7 +158,7 @@ def test_listing(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "title": "Client-wise federated unlearning, IID, first client forgets, ViT",
         "minutes": {"cpu": pytest.approx(0.2), "paper": None},
     }
-    write(tiny, cpu__table_4=TINY.replace("minutes = 0.1\n", ""))
+    write(tiny, cpu__table_4=TEXT.replace("minutes = 0.1\n", ""))
     assert tell(monkeypatch, "reproduce") == 0
     assert "first client forgets (cpu: not timed)\n" in capsys.readouterr().out
 
@@ -182,7 +166,7 @@ def test_listing(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_a_mistake_is_one_sentence(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tiny, cpu__table_2=TINY.replace('published = "table-1/cifar-10/cnn"\n', ""))
+    write(tiny, cpu__table_2=TEXT.replace('published = "table-1/cifar-10/cnn"\n', ""))
     for arguments, says in (
         (["table-11"], "there is no table or figure 'table-11'"),
         (["figure-4", "--scale", "paper"], "figure-4 has no experiment at scale paper"),

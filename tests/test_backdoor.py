@@ -24,37 +24,19 @@ from fedunlearn.report.report import Comparison, Report, assemble, read_report
 from fedunlearn.runner import run
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.weights import Weights
+from tiny import load_tiny
 
-BACKDOOR = """
-title = "A door in the digits"
-seeds = [3]
-[data]
-name = "digits"
-clients = 3
-samples = 250
-treatment.0 = { kind = "Backdoored", share = 0.8, label = 7 }
-[model]
-name = "layernorm-cnn"
-options = { channels = [8, 16], kernel = 3 }
-[training]
-rounds = 15
-batch_size = 16
-optimizer = { kind = "SGD", lr = 0.05 }
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 4
-evaluate_every = 2
-"""
+BACKDOOR = (
+    *("data.clients=3", "data.samples=250", 'data.treatment.0={ kind = "Backdoored", share = 0.8, label = 7 }'),
+    *("model.options.channels=[8, 16]", "training.rounds=15", "training.batch_size=16"),
+    *("recovery.rounds=4", "recovery.evaluate_every=2"),
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backdoor")
-    path = folder / "door.toml"
-    path.write_text(BACKDOOR)
-    list(run(load(path), folder / "door", workers=1))
+    list(run(load_tiny(folder, *BACKDOOR), folder / "door", workers=1))
     return folder / "door"
 
 
@@ -166,10 +148,8 @@ def test_a_run_with_one_beside_a_run_without(door: Report, capsys: pytest.Captur
 
 
 def test_backdoors_of_two_labels_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "two.toml"
-    another = 'treatment.1 = { kind = "Backdoored", share = 0.5, label = 2 }\n[model]'
-    path.write_text(BACKDOOR.replace("[model]", another))
+    another = 'data.treatment.1={ kind = "Backdoored", share = 0.5, label = LABEL }'
+    two, one = (load_tiny(tmp_path, *BACKDOOR, another.replace("LABEL", label)) for label in "27")
     with pytest.raises(ValueError, match="one trigger opens one: give all the same"):
-        Simulation(Setting.of(load(path), workers=1), 0)
-    path.write_text(BACKDOOR.replace("[model]", another.replace("2", "7")))
-    assert Simulation(Setting.of(load(path), workers=1), 0).attack is not None
+        Simulation(Setting.of(two, workers=1), 0)
+    assert Simulation(Setting.of(one, workers=1), 0).attack is not None

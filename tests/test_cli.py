@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fedunlearn.cli import main
 from fedunlearn.experiments import shipped
+from tiny import TINY, tiny_text
 
 
 @pytest.fixture
@@ -135,25 +137,6 @@ def test_help_comes_at_once(tmp_path: Path) -> None:
     assert sum(after[2:4]) - sum(before[2:4]) < 0.5
 
 
-TINY = """
-title = "Tiny"
-seeds = [0]
-[data]
-name = "digits"
-clients = 3
-samples = 40
-[model]
-name = "layernorm-cnn"
-options = { channels = [2, 4], kernel = 3 }
-[training]
-rounds = 1
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 1
-"""
-
 OWN = """
 import torch
 from torch import nn
@@ -229,13 +212,13 @@ def test_a_run_that_cannot_be(shell: Shell, tmp_path: Path, arguments: list[str]
 
 
 def test_all_that_is_wrong_with_a_file_is_told_a_line_each(shell: Shell, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY.replace("clients = 3", "clinets = 3").replace("rounds = 1", "rounds = 0"))
+    (tmp_path / "tiny.toml").write_text(re.sub("rounds = .", "rounds = 0", TINY).replace("clients", "clinets"))
     code, out, err = shell("run", tmp_path / "tiny.toml")
     assert (code, out) == (2, "")
     assert [line.split("tiny.toml:")[1].split(": ")[:2] for line in err.splitlines()] == [
         ["6", "data.clinets"],
         ["12", "training.rounds"],
-        ["17", "recovery.rounds"],
+        ["18", "recovery.rounds"],
     ]
 
 
@@ -244,12 +227,12 @@ def test_what_was_done_before_an_error_is_kept_and_gone_on_with(shell: Shell, tm
         raise ValueError("too late")
 
     plan, output = tmp_path / "tiny.toml", tmp_path / "run"
-    plan.write_text(TINY.replace("seeds", 'methods = ["Retrain", "NoT"]\nseeds'))
+    plan.write_text(tiny_text('methods=["Retrain", "NoT"]'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedunlearn.methods.negation.NoT.unlearn", failing)
         code, _, err = shell("run", plan, "-o", output, "--workers", "1")
     assert (code, err.splitlines()[-1]) == (2, "fedunlearn: too late")
-    assert (output / "seed-0/2-Retrain/complete.json").is_file()
+    assert (output / "seed-3/2-Retrain/complete.json").is_file()
     code, _, err = shell("report", output)
     assert code == 2
     assert "no seed is complete yet: let the run go on, by the same command" in err
@@ -269,7 +252,7 @@ def test_ctrl_c_says_how_to_go_on(shell: Shell, tmp_path: Path) -> None:
         code, out, err = shell(*arguments)
     assert (code, out) == (130, "")
     stopped = f"fedunlearn: stopped; what was done is in {tmp_path / 'run'}, and the same command goes on"
-    assert err.splitlines() == ["seed 0, Original", "seed 0, Retrain", stopped]
+    assert err.splitlines() == ["seed 3, Original", "seed 3, Retrain", stopped]
     assert shell(*arguments)[0] == 0
 
 
@@ -303,13 +286,13 @@ def test_a_report_anew_and_elsewhere(shell: Shell, tmp_path: Path) -> None:
 def test_comparing_runs(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     shell.monkeypatch.chdir(tmp_path)
-    for name, more in (("one", ()), ("two", ("-s", "training.rounds=2", "-s", "training.clip=1.0"))):
+    for name, more in (("one", ()), ("two", ("-s", "training.rounds=3", "-s", "training.clip=1.0"))):
         assert shell("run", "tiny.toml", "-o", f"runs/{name}", *more, "--workers", "1")[0] == 0
     code, out, err = shell("compare", "runs/one", "runs/two")
     assert code == 0, err
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["Differs", "one", "two"]
-    assert ["training.rounds", "1", "2"] in lines
+    assert ["training.rounds", "2", "3"] in lines
     assert ["training.clip", "1.0"] in lines
     assert [line[:2] for line in lines if line[:1] in (["one"], ["two"])] == [
         [run, method] for run in ("one", "two") for method in ("Original", "Retrain", "FT", "NoT")
@@ -317,7 +300,7 @@ def test_comparing_runs(shell: Shell, tmp_path: Path) -> None:
     assert out.endswith("page: runs/compared/compare.html\n")
     code, out, _ = shell("compare", "runs/one", "runs/two", "--json")
     told = json.loads(out)
-    assert told["differences"]["training.rounds"] == [1, 2]
+    assert told["differences"]["training.rounds"] == [2, 3]
     assert told["runs"]["two"]["tables"]["fixed"][1]["method"] == "Retrain"
     code, out, err = shell("compare", "runs/one", "runs/one")
     assert "the experiments do not differ" in out

@@ -17,7 +17,7 @@ from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.flops import SampleFlops
 from fedunlearn.evaluation.follow import require
 from fedunlearn.evaluation.rows import Row
-from fedunlearn.experiment import Experiment, load
+from fedunlearn.experiment import Experiment
 from fedunlearn.federation import Traffic, Work
 from fedunlearn.history import KINDS, HistoryKind
 from fedunlearn.methods.catalogue import CATALOGUE
@@ -35,28 +35,12 @@ from fedunlearn.requests import ForgetClass, ForgetClient
 from fedunlearn.runner import run
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method, Task
+from tiny import load_tiny
 
-TINY = """
-title = "tiny"
-seeds = [3]
-[data]
-name = "digits"
-clients = 4
-samples = 41
-proxy = 24
-[model]
-name = "layernorm-cnn"
-options = { channels = [4, 8], kernel = 3 }
-[training]
-rounds = 3
-batch_size = 9
-optimizer = { kind = "SGD", lr = 0.02 }
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 2
-"""
+OTHER = (
+    *("data.samples=41", "data.proxy=24", "training.rounds=3", "training.batch_size=9"),
+    *("training.optimizer.lr=0.02", "recovery.rounds=2"),
+)
 
 SHORT = {  # one may stop early, the others take long
     "PGD": PGD(squared_stop_distance=1e9),
@@ -121,8 +105,7 @@ def test_what_is_predicted_is_what_a_run_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_: str, epochs: float
 ) -> None:
     monkeypatch.setattr(Simulation, "score", lambda *_, **__: None)  # takes long, and is in no bill
-    (tmp_path / "tiny.toml").write_text(TINY)
-    plan = load(tmp_path / "tiny.toml", [f"request={request_}", f"training.epochs={epochs}"])
+    plan = load_tiny(tmp_path, *OTHER, f"request={request_}", f"training.epochs={epochs}")
     whole = "Client" in request_
     short = [SHORT.get(c.name, c.method) for c in CANDIDATES if whole or not c.method.needs.whole_clients]
     plan = dataclasses.replace(plan, methods=tuple(short))

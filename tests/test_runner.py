@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,28 +41,9 @@ from fedunlearn.runfolder import Cache, FolderError, RunFolder
 from fedunlearn.runner import run
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method, Task
+from tiny import load_tiny
 
-TINY = """
-title = "tiny"
-seeds = [3]
-[data]
-name = "digits"
-clients = 4
-samples = 40
-partition = { kind = "Dirichlet", alpha = 5.0 }
-treatment.0 = { kind = "Turned" }
-[model]
-name = "layernorm-cnn"
-options = { channels = [4, 8], kernel = 3 }
-[training]
-rounds = 2
-optimizer = { kind = "SGD", lr = 0.05 }
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 1
-"""
+SKEWED = ('data.partition={ kind = "Dirichlet", alpha = 5.0 }', 'data.treatment.0={ kind = "Turned" }')
 
 SLOWLY = """
 from dataclasses import dataclass
@@ -136,9 +116,7 @@ class Homeowner(Method):
 
 
 def tiny(tmp_path: Path, *overrides: str) -> Experiment:
-    path = tmp_path / "tiny.toml"
-    path.write_text(textwrap.dedent(TINY))
-    return load(path, overrides)
+    return load_tiny(tmp_path, *SKEWED, *overrides)
 
 
 def but_for_times(value: Any) -> Any:
@@ -874,13 +852,13 @@ def kill_in_every_unlearning_phase(arguments: list[str], folder: Path, environme
 
 
 def test_killed_in_every_methods_unlearning_phase_it_ends_in_the_same_report(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY)
+    plan = tiny(tmp_path)
     environment = {**os.environ, "FEDUNLEARN_CACHE": str(tmp_path / "cache")}
     arguments = ["run", "tiny.toml", "-o", "killed", "--workers", "1"]
     kill_in_every_unlearning_phase(arguments, tmp_path, environment)
     command = [sys.executable, "-m", "fedunlearn", *arguments]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    list(run(load(tmp_path / "tiny.toml"), tmp_path / "whole", workers=1))
+    list(run(plan, tmp_path / "whole", workers=1))
     assert reported(tmp_path / "killed") == reported(tmp_path / "whole")
     assert len(RunFolder(tmp_path / "killed").sessions) == 7
 

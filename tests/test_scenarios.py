@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from fedunlearn.checkpoint import load_weights
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.table import table
-from fedunlearn.experiment import Experiment, load
+from fedunlearn.experiment import Experiment
 from fedunlearn.methods.federaser import FedEraser
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.mode import MoDE
@@ -30,33 +29,11 @@ from fedunlearn.runner import run
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method, Task
 from test_runner import Bursts, Many, reported, weights_of
-
-SMALL = """
-title = "small"
-seeds = [3]
-[data]
-name = "digits"
-clients = 4
-samples = 40
-[model]
-name = "layernorm-cnn"
-options = { channels = [4, 8], kernel = 3 }
-[training]
-rounds = 2
-optimizer = { kind = "SGD", lr = 0.05 }
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 2
-evaluate_every = 1
-"""
+from tiny import load_tiny
 
 
 def small(folder: Path, *overrides: str) -> Experiment:
-    path = folder / "small.toml"
-    path.write_text(textwrap.dedent(SMALL))
-    return load(path, overrides)
+    return load_tiny(folder, "recovery.rounds=2", "recovery.evaluate_every=1", *overrides)
 
 
 # --- one after another ----------------------------------------------------------------------------------------------

@@ -12,32 +12,13 @@ from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.report.report import assemble
 from fedunlearn.tuning import SEARCH, TESTED, Search
-
-TINY = """
-title = "tiny"
-seeds = [3, 4]
-[data]
-name = "digits"
-clients = 4
-samples = 40
-[model]
-name = "layernorm-cnn"
-options = { channels = [4, 8], kernel = 3 }
-[training]
-rounds = 2
-optimizer = { kind = "SGD", lr = 0.05 }
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 1
-"""
+from tiny import tiny_text
 
 
 @pytest.fixture
 def plan_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY)
+    path.write_text(tiny_text("seeds=[3, 4]"))
     return path
 
 

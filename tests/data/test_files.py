@@ -18,9 +18,9 @@ from fedunlearn.data.datasets import DataMissing, DataSet, load
 from fedunlearn.data.files import FileSamples
 from fedunlearn.data.images import Cropped, Flipped
 from fedunlearn.data.treatment import Backdoored
-from fedunlearn.experiment import load as load_experiment
 from fedunlearn.runner import run
 from fedunlearn.simulation import Setting
+from tiny import load_tiny
 
 CPU = torch.device("cpu")
 CROPPED = Cropped(16, 12)
@@ -186,33 +186,16 @@ def test_only_what_is_gathered_is_decoded_and_only_paths_travel(tmp_path: Path) 
     assert torch.equal(client.samples.inputs(torch.tensor([0]), None, CPU), expected)
 
 
-EXPERIMENT = """
-title = "pictures"
-seeds = [0]
-[data]
-name = "image-folder"
-clients = 2
-images = { kind = "Cropped", resize = 10, crop = 8 }
-treatment.0 = { kind = "Backdoored", share = 0.8, label = 2 }
-[model]
-name = "layernorm-cnn"
-options = { channels = [4, 8], kernel = 3 }
-[training]
-rounds = 1
-batch_size = 8
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 1
-"""
+PICTURES = (
+    *("data.name=image-folder", "data.clients=2", 'data.images={ kind = "Cropped", resize = 10, crop = 8 }'),
+    *("data.samples=22", 'data.treatment.0={ kind = "Backdoored", share = 0.8, label = 2 }'),
+    *("training.rounds=1", "training.batch_size=8"),
+)
 
 
 def test_a_run_on_files_has_the_same_bits_in_workers_and_its_data_are_told_by_their_bytes(tmp_path: Path) -> None:
     write_images(tmp_path / "data", per_class=20)
-    path = tmp_path / "pictures.toml"
-    path.write_text(EXPERIMENT)
-    plan = load_experiment(path)
+    plan = load_tiny(tmp_path, *PICTURES)
     rows = [list(run(plan, tmp_path / str(n), workers=n, data_dir=tmp_path / "data")) for n in (1, 2)]
     assert [row.scores for row in rows[0]] == [row.scores for row in rows[1]]
     assert all(row.scores.attack is not None for row in rows[0] if row.scores)

@@ -7,43 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from fedunlearn.experiment import load
 from fedunlearn.report.report import Failure, Report, assemble
 from fedunlearn.runner import run
+from tiny import load_tiny
 
-TINY = """
-title = "One of four leaves"
-story = "Digits, in small."
-published = "table-1/cifar-10/cnn"
-seeds = [0, 1]
-[data]
-name = "digits"
-clients = 4
-samples = 60
-[model]
-name = "layernorm-cnn"
-options = { channels = [4, 8], kernel = 3 }
-[training]
-rounds = 6
-batch_size = 16
-optimizer = { kind = "SGD", lr = 0.05 }
-[request]
-kind = "Client"
-client = "0"
-[recovery]
-rounds = 6
-evaluate_every = 2
-stop = { kind = "Recovered", margin = 30, flat = 40, window = 2 }
-"""
+SHOWN = (
+    *("title=One of four leaves", "story=Digits, in small.", "published=table-1/cifar-10/cnn", "seeds=[0, 1]"),
+    *("data.samples=60", "training.rounds=6", "training.batch_size=16", "recovery.rounds=6"),
+    *("recovery.evaluate_every=2", 'recovery.stop={ kind = "Recovered", margin = 30, flat = 40, window = 2 }'),
+)
 
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Of a tiny run."""
     folder = tmp_path_factory.mktemp("runs")
-    path = folder / "tiny.toml"
-    path.write_text(TINY)
-    for _ in run(load(path), folder / "tiny", workers=1, command="fedunlearn run tiny.toml"):
+    for _ in run(load_tiny(folder, *SHOWN), folder / "tiny", workers=1, command="fedunlearn run tiny.toml"):
         pass
     return assemble(folder / "tiny")
 
