@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,6 +32,7 @@ from fedunlearn.requests import ForgetClient
 from fedunlearn.rounds import fedavg, train
 from fedunlearn.task import Task
 from fedunlearn.weights import Weights
+from snapshots import Snapshots
 
 TRAINING = LocalTraining(SGD(lr=0.05, momentum=0.9, weight_decay=0.0), batch_size=8)
 EACH_SET = [kinds for size in range(1, 5) for kinds in combinations(KINDS, size)]
@@ -466,36 +465,13 @@ def test_to_flush_twice_is_to_flush_once(tmp_path: Path) -> None:
     Recorder(tmp_path, KINDS, Walk.clients).rewind(1)
 
 
-class Snapshots:
-    """Copies of a folder as a process that is killed would leave it: before each operation on a file in it."""
-
-    def __init__(self, watched: Path, target: Path) -> None:
-        self.watched, self.target, self.count, self.on = watched, target, 0, False
-        sys.addaudithook(self._hook)  # can never be removed: hence the switch
-
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir") or (
-            event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
-        )
-        if not (self.on and writes and threading.current_thread() is threading.main_thread()):
-            return
-        if str(self.watched) not in str(arguments[0]):
-            return
-        self.on = False
-        shutil.copytree(self.watched, self.target / str(self.count))
-        self.count += 1
-        self.on = True
-
-
 def test_killed_before_any_write_it_ends_with_the_same_files(tmp_path: Path) -> None:
     watched, target = tmp_path / "watched", tmp_path / "killed"
     watched.mkdir()
     runner = Runner(watched, KINDS, 3, Sampled(Walk(), 0.5))
     recorded(runner.folder, {"last_local"}, 1)  # whatever was there is removed
-    snapshots = Snapshots(watched, target)
-    snapshots.on = True
-    expected = runner.go_on()
-    snapshots.on = False
+    with Snapshots(watched, target) as snapshots:
+        expected = runner.go_on()
     assert snapshots.count > 100
     for number in range(snapshots.count):
         assert replace(runner, home=target / str(number)).go_on() == expected, number
@@ -506,10 +482,8 @@ def test_a_training_that_has_ended_or_was_killed_at_its_end_can_go_on_for_longer
     short = Runner(tmp_path / "short", KINDS, 2)
     with pytest.raises(Killed):
         short.go_on(at("saved", 1))
-    snapshots = Snapshots(short.home, tmp_path / "killed")
-    snapshots.on = True
-    short.go_on()
-    snapshots.on = False
+    with Snapshots(short.home, tmp_path / "killed") as snapshots:
+        short.go_on()
     assert snapshots.count > 5
     for home in (short.home, *(tmp_path / "killed").iterdir()):
         assert Runner(home, KINDS, 5).go_on() == expected, home
@@ -587,10 +561,9 @@ def test_a_history_is_not_written_over_unless_that_is_said(tmp_path: Path) -> No
 def test_killed_while_a_history_is_replaced_it_does_not_pass_for_whole(tmp_path: Path) -> None:
     watched = tmp_path / "watched"
     recorded(watched, rounds=1)
-    old, snapshots = contents(watched), Snapshots(watched, tmp_path / "killed")
-    snapshots.on = True
-    Recorder(watched, KINDS, Walk.clients).rewind(0)
-    snapshots.on = False
+    old = contents(watched)
+    with Snapshots(watched, tmp_path / "killed") as snapshots:
+        Recorder(watched, KINDS, Walk.clients).rewind(0)
     assert set(contents(watched)) == {"begun.json"}
     assert snapshots.count > 10
     for home in (tmp_path / "killed").iterdir():
@@ -858,10 +831,8 @@ def test_a_request_for_no_whole_client_drops_only_what_the_model_has_outgrown(tm
 def test_killed_at_any_write_of_forgetting_it_is_finished_when_the_history_is_opened(tmp_path: Path) -> None:
     federation, watched = Marked(), tmp_path / "watched"
     history = recorded(watched, federation=federation)
-    snapshots = Snapshots(watched, tmp_path / "killed")
-    snapshots.on = True
-    history.forget(["b"], federation.start)
-    snapshots.on = False
+    with Snapshots(watched, tmp_path / "killed") as snapshots:
+        history.forget(["b"], federation.start)
     expected, finished = contents(watched), 0
     assert snapshots.count > 8
     for number in range(snapshots.count):

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from fedunlearn.runfolder import Cache, FolderError, RunFolder
 from fedunlearn.runner import run
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method, Task
+from snapshots import Snapshots
 from tiny import load_tiny
 
 SKEWED = ('data.partition={ kind = "Dirichlet", alpha = 5.0 }', 'data.treatment.0={ kind = "Turned" }')
@@ -364,34 +364,11 @@ def slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     sys.modules.pop("slowly", None)
 
 
-class Snapshots:
-    """Copies of folders as a process that is killed would leave them: before each operation on a file in them."""
-
-    def __init__(self, watched: Path, target: Path) -> None:
-        self.watched, self.target, self.count, self.on = watched, target, 0, False
-        sys.addaudithook(self._hook)  # can never be removed: hence the switch
-
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") or (
-            event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
-        )
-        if not (self.on and writes and threading.current_thread() is threading.main_thread()):
-            return
-        if str(self.watched) not in str(arguments[0]):
-            return
-        self.on = False
-        shutil.copytree(self.watched, self.target / str(self.count))
-        self.count += 1
-        self.on = True
-
-
 def check_all_snapshots(plan: Experiment, tmp_path: Path, choose: Callable[[int], list[int]]) -> None:
     watched, target = tmp_path / "watched", tmp_path / "killed"
     watched.mkdir()
-    snapshots = Snapshots(watched, target)
-    snapshots.on = True
-    list(run(plan, watched / "run", workers=1, cache=watched / "cache"))
-    snapshots.on = False
+    with Snapshots(watched, target) as snapshots:
+        list(run(plan, watched / "run", workers=1, cache=watched / "cache"))
     expected, weights = reported(watched / "run"), weights_of(watched / "run")
     assert snapshots.count > 100
     for number in choose(snapshots.count):
