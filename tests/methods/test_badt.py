@@ -27,7 +27,6 @@ from joint import (
     rounds,
     same,
     twin,
-    vector,
     watched,
 )
 from numpy_twin_joint import Array, Held, back, scores, sgd, softmax, weighted
@@ -40,7 +39,6 @@ from fedunlearn.methods.distillation import divergence
 from fedunlearn.programs import SGD, Exponential, LocalTraining
 from fedunlearn.randomness import stable_seed
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
-from fedunlearn.rounds import Round
 from fedunlearn.task import Task
 from fedunlearn.weights import Weights
 
@@ -298,19 +296,3 @@ def test_the_model_does_as_the_bad_teacher_on_what_goes_and_as_before_on_what_st
 
     assert apart("bad", "new", forget) < 0.5 * apart("bad", "old", forget)
     assert apart("old", "new", ~forget) < 0.5 * apart("bad", "new", ~forget)
-
-
-def test_a_learning_rate_that_the_optimizer_cannot_take_is_refused_before_anything_runs() -> None:
-    strange = replace(twin(REQUESTS["client"]).task, training=LocalTraining(torch.optim.SGD.__call__))
-    with pytest.raises(ValueError, match="has no learning rate to be set"):
-        BadT(lr=0.5).check(strange)
-    BadT().check(strange)
-
-
-def test_resuming_needs_the_last_model_alone() -> None:
-    task = twin(REQUESTS["class"]).task
-    whole = list(BadT(3).unlearn(task))
-    rest = list(BadT(3).unlearn(task, Round(0, whole[0].after)))
-    assert [done.number for done in rest] == [1, 2]
-    assert all(a.after.same_bits(b.after) for a, b in zip(rest, whole[1:], strict=True))
-    assert vector(whole[0].after) != vector(task.weights)

@@ -15,7 +15,6 @@ from joint import (
     MOMENTUM,
     REQUESTS,
     STEPS,
-    TRAINING,
     Twin,
     account,
     answering,
@@ -34,7 +33,7 @@ from fedunlearn.client import Client
 from fedunlearn.contract import small_task
 from fedunlearn.federation import ClientContext, Predicate, Reply, Work
 from fedunlearn.methods.fedquit import FedQUIT, VirtualTeacher, without
-from fedunlearn.programs import SGD, Exponential, LocalTraining
+from fedunlearn.programs import SGD, LocalTraining
 from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient
 from fedunlearn.rounds import Round
 from fedunlearn.task import Task
@@ -80,17 +79,6 @@ def test_three_steps_equal_numpys_with_the_teacher_where_it_was(request_: Predic
     world = twin(request_)
     (after,) = rounds(FedQUIT(lr), world.task)
     same(after, numpy_fedquit(world, lr or LR))
-
-
-def test_a_learning_rate_of_its_own_holds_whatever_the_schedule() -> None:
-    world = twin(REQUESTS["client"])
-    optimizer = SGD(9.0, MOMENTUM, DECAY)
-    scheduled = replace(world.task, training=replace(TRAINING, optimizer=optimizer, schedule=Exponential(0.1)))
-    assert rounds(FedQUIT(0.5), scheduled)[0].same_bits(rounds(FedQUIT(0.5), world.task)[0])
-    strange = replace(world.task, training=LocalTraining(torch.optim.SGD.__call__))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no learning rate to be set"):
-        FedQUIT(0.5).check(strange)
-    FedQUIT().check(strange)
 
 
 # --- the virtual teacher --------------------------------------------------------------------------------------------

@@ -16,9 +16,8 @@ from fedunlearn.contract import size_of, small_task
 from fedunlearn.evaluation.follow import follow
 from fedunlearn.federation import Predicate, Work
 from fedunlearn.methods.ga import GA
-from fedunlearn.programs import SGD, Evaluate, Exponential, LocalTraining
+from fedunlearn.programs import SGD, Evaluate, Exponential
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
-from fedunlearn.rounds import Round
 from fedunlearn.task import Task
 from fedunlearn.weights import Weights
 
@@ -177,27 +176,11 @@ def test_the_price_is_two_models_and_three_passes_a_sample_in_each_epoch() -> No
     assert spent.work == Work(3 * 9, 3 * 9)  # backward costs two forward
 
 
-def test_a_learning_rate_that_the_optimizer_cannot_take_is_refused_before_anything_runs() -> None:
-    strange = replace(twin(REQUESTS["client"]).task, training=LocalTraining(torch.optim.SGD.__call__))
-    with pytest.raises(ValueError, match="has no learning rate to be set"):
-        GA(lr=0.5).check(strange)
-    GA().check(strange)
-
-
 def test_fine_tuning_follows_by_itself_and_is_no_part_of_the_method() -> None:
     """The supplement's 1 + 49 epochs are one round of ascent and 49 of recovery."""
     steps = follow(GA(), small_task(ForgetInstances({"0": (0, 5)})), 49)
     phases = [(step.phase, step.round.number) for step in islice(steps, 3)]
     assert phases == [("unlearn", 0), ("recover", 0), ("recover", 1)]
-
-
-def test_resuming_needs_the_last_model_alone() -> None:
-    task = twin(REQUESTS["client"]).task
-    whole = list(GA(3).unlearn(task))
-    rest = list(GA(3).unlearn(task, Round(0, whole[0].after)))
-    assert [done.number for done in rest] == [1, 2]
-    assert all(a.after.same_bits(b.after) for a, b in zip(rest, whole[1:], strict=True))
-    assert list(GA(3).unlearn(task, whole[-1])) == []
 
 
 def test_it_is_centralized_on_one_client_and_the_mean_by_samples_on_several() -> None:

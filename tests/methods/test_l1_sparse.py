@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from joint import DECAY, LR, MOMENTUM, REQUESTS, STEPS, TRAINING, account, by_hand, rounds, same, twin, vector, watched
+from joint import DECAY, LR, MOMENTUM, REQUESTS, STEPS, account, by_hand, rounds, same, twin, vector, watched
 from numpy_twin import Overheard
 from numpy_twin_joint import labelled, sgd, weighted
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from fedunlearn.evaluation.follow import follow
 from fedunlearn.federation import Batch, ClientContext, Predicate, Reply, Work
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.l1_sparse import L1Penalty, L1Sparse
-from fedunlearn.programs import SGD, CrossEntropy, Exponential, LocalTraining
+from fedunlearn.programs import CrossEntropy, LocalTraining
 from fedunlearn.requests import ForgetClass, ForgetClient
 from fedunlearn.rounds import Round, fedavg
 from fedunlearn.task import Task
@@ -144,19 +144,6 @@ def test_what_goes_is_never_read_and_all_that_stays_is_in_each_epoch(kind: str) 
     expected = [(n, k, {tuple(x) for x in own.x.tolist()}) for n in range(2) for k, own in world.retained.items()]
     assert [(visit.turn.number, visit.client, visit.x) for visit in visits] == expected
     assert (L1Sparse().needs.forget_data, L1Sparse().needs.target_online) == ("none", False)
-
-
-def test_a_learning_rate_of_its_own_holds_whatever_the_schedule() -> None:
-    world = twin(REQUESTS["client"])
-    scheduled = replace(
-        world.task, training=replace(TRAINING, optimizer=SGD(9.0, MOMENTUM, DECAY), schedule=Exponential(0.1))
-    )
-    pairs = zip(rounds(L1Sparse(lr=0.5), scheduled), rounds(L1Sparse(lr=0.5), world.task), strict=True)
-    assert all(a.same_bits(b) for a, b in pairs)
-    strange = replace(world.task, training=LocalTraining(torch.optim.SGD.__call__))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no learning rate to be set"):
-        L1Sparse(lr=0.5).check(strange)
-    L1Sparse().check(strange)
 
 
 def test_the_price_is_that_of_fine_tuning() -> None:

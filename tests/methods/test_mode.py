@@ -35,7 +35,7 @@ from torch import nn
 from fedunlearn.contract import SmallNet, small_task
 from fedunlearn.federation import Batch, ClientContext, ClientId, Predicate, Reply, Work
 from fedunlearn.methods.mode import Guidance, MoDE, mixed
-from fedunlearn.programs import SGD, Exponential, LocalTraining
+from fedunlearn.programs import SGD, Exponential
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
 from fedunlearn.rounds import Round
 from fedunlearn.task import Task
@@ -270,14 +270,6 @@ def test_both_steps_have_learning_rates_of_their_own_whatever_the_schedule() -> 
     usual = MoDE(rounds=1, erasure_rounds=1, lr=None, degraded_lr=None)
     explicit = MoDE(rounds=1, erasure_rounds=1, lr=LR, degraded_lr=LR)
     assert rounds(usual, world.task)[0].same_bits(rounds(explicit, world.task)[0])
-
-
-def test_a_learning_rate_that_the_optimizer_cannot_take_is_refused_before_anything_runs() -> None:
-    strange = replace(twin(REQUESTS["client"]).task, training=LocalTraining(torch.optim.SGD.__call__))  # type: ignore[arg-type]
-    for method in (MoDE(degraded_lr=None), MoDE(lr=None)):
-        with pytest.raises(ValueError, match="has no learning rate to be set"):
-            method.check(strange)
-    MoDE(lr=None, degraded_lr=None).check(strange)
 
 
 # --- without those who leave; costs; resuming -----------------------------------------------------------------------

@@ -18,9 +18,9 @@ from torch import nn
 from fedunlearn.contract import size_of, small_task
 from fedunlearn.federation import ClientContext, Forgotten, Predicate, Reply, Retained, Work
 from fedunlearn.methods.neggrad import NegativeGradient, NegGradPlus
-from fedunlearn.programs import SGD, Evaluate, Exponential, LocalTraining
+from fedunlearn.programs import SGD, Evaluate, Exponential
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
-from fedunlearn.rounds import Round, aggregate
+from fedunlearn.rounds import aggregate
 from fedunlearn.task import Task
 from fedunlearn.weights import Weights
 
@@ -226,18 +226,3 @@ def test_on_a_network_what_goes_is_told_less_often_and_what_stays_is_not() -> No
 
 def test_its_name_is_that_of_the_tables() -> None:
     assert NegGradPlus().name == "NegGrad+"
-
-
-def test_a_learning_rate_that_the_optimizer_cannot_take_is_refused_before_anything_runs() -> None:
-    strange = replace(twin(REQUESTS["client"]).task, training=LocalTraining(torch.optim.SGD.__call__))
-    with pytest.raises(ValueError, match="has no learning rate to be set"):
-        NegGradPlus(lr=0.5).check(strange)
-    NegGradPlus().check(strange)
-
-
-def test_resuming_needs_the_last_model_alone() -> None:
-    task = twin(REQUESTS["class"]).task
-    whole = list(NegGradPlus(epochs=3).unlearn(task))
-    rest = list(NegGradPlus(epochs=3).unlearn(task, Round(0, whole[0].after)))
-    assert [done.number for done in rest] == [1, 2]
-    assert all(a.after.same_bits(b.after) for a, b in zip(rest, whole[1:], strict=True))

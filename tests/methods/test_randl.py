@@ -37,7 +37,6 @@ from fedunlearn.client import Client
 from fedunlearn.federation import ClientId, Predicate, Turn, Work
 from fedunlearn.methods import randl
 from fedunlearn.methods.randl import RandL, random_labels
-from fedunlearn.programs import SGD, Exponential, LocalTraining
 from fedunlearn.randomness import generator
 from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances
 from fedunlearn.rounds import Round
@@ -245,20 +244,6 @@ def test_a_joint_round_is_one_of_everybody_with_all_samples(kind: str) -> None:
     rounds(RandL(rounds=2, mix="joint"), task)
     expected = [(n, client, {tuple(x) for x in own.x.tolist()}) for n in range(2) for client, own in holdings().items()]
     assert [(v.turn.number, v.client, v.x) for v in visits] == expected
-
-
-def test_a_learning_rate_of_its_own_holds_whatever_the_schedule() -> None:
-    world = twin(REQUESTS["client"])
-    scheduled = replace(
-        world.task, training=replace(TRAINING, optimizer=SGD(9.0, MOMENTUM, DECAY), schedule=Exponential(0.1))
-    )
-    pairs = zip(rounds(RandL(2, lr=0.5), scheduled), rounds(RandL(2, lr=0.5), world.task), strict=True)
-    assert all(a.same_bits(b) for a, b in pairs)
-    assert not rounds(RandL(1, lr=0.5), world.task)[0].same_bits(rounds(RandL(1), world.task)[0])
-    strange = replace(world.task, training=LocalTraining(torch.optim.SGD.__call__))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no learning rate to be set"):
-        RandL(lr=0.5).check(strange)
-    RandL().check(strange)
 
 
 @pytest.mark.parametrize(("mix", "models"), [("sequential", 1 + 3), ("joint", 4)])

@@ -228,15 +228,11 @@ def test_a_fraction_of_one_is_randl_bit_for_bit(request_: Predicate, mix: Mix, e
 # --- refusals; travelling; costs; resuming --------------------------------------------------------------------------
 
 
-def test_a_fraction_of_no_parameter_and_a_learning_rate_that_cannot_be_set_are_refused() -> None:
+def test_a_fraction_of_no_parameter_is_refused() -> None:
     task = small_task(ForgetClient("1"))
     SalUn(1 / 155).check(task)
     with pytest.raises(ValueError, match=r"0\.006 of the network's 155 parameters are none: raise trainable_fraction"):
         SalUn(0.006).check(task)
-    strange = replace(task, training=LocalTraining(torch.optim.SGD.__call__))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no learning rate to be set"):
-        SalUn(lr=0.5).check(strange)
-    SalUn().check(strange)
 
 
 def test_a_masked_optimizer_travels() -> None:

@@ -32,9 +32,9 @@ from fedunlearn.contract import SmallNet, small_task
 from fedunlearn.federation import ClientContext, Predicate, Reply, Work
 from fedunlearn.methods.distillation import distilled
 from fedunlearn.methods.scrub import SCRUB, Away, Decayed, Towards
-from fedunlearn.programs import SGD, Constant, Exponential, LocalTraining
+from fedunlearn.programs import SGD, Constant, Exponential
 from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances
-from fedunlearn.rounds import Round, aggregate
+from fedunlearn.rounds import aggregate
 from fedunlearn.task import Task
 from fedunlearn.weights import Weights
 
@@ -268,18 +268,3 @@ def test_without_maximisation_nobody_who_leaves_is_asked() -> None:
     task, visits = watched(twin(REQUESTS["client"]).task)
     rounds(SCRUB(msteps=0), task)
     assert {visit.client for visit in visits} == {"b", "c", "d"}
-
-
-def test_a_learning_rate_that_the_optimizer_cannot_take_is_refused_before_anything_runs() -> None:
-    strange = replace(twin(REQUESTS["client"]).task, training=LocalTraining(torch.optim.SGD.__call__))
-    with pytest.raises(ValueError, match="has no learning rate to be set"):
-        SCRUB(lr=0.5).check(strange)
-    SCRUB().check(strange)
-
-
-def test_resuming_needs_the_last_model_alone() -> None:
-    task = twin(REQUESTS["class"]).task
-    whole = list(SCRUB().unlearn(task))
-    rest = list(SCRUB().unlearn(task, Round(0, whole[0].after)))
-    assert [done.number for done in rest] == [1, 2]
-    assert all(a.after.same_bits(b.after) for a, b in zip(rest, whole[1:], strict=True))
