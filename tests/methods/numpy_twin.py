@@ -1,7 +1,8 @@
 """Federated learning in NumPy, in float64, which the methods are compared with; and the same federation in torch.
 
 A model is a dictionary of arrays: "head.weight" (c, d) and "head.bias" (c,) of a softmax regression. Every step is a
-full batch, so that no order of samples can matter. The upper part imports nothing of the package.
+full batch, so that no order of samples can matter. The upper part imports nothing of the package; samples and softmax
+are those of `numpy_twin_joint`, whose model is one vector.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy_twin_joint import Array, Held, one_hot, softmax
 from torch import Tensor, nn
 
 from fedunlearn.backends.in_process import InProcess
@@ -27,30 +28,16 @@ from fedunlearn.programs import SGD, LocalTraining
 from fedunlearn.task import Task
 from fedunlearn.weights import Weights
 
-Array = NDArray[np.float64]
 Model = Mapping[str, Array]
 
 LR, MOMENTUM, EPOCHS, ROUNDS = 0.5, 0.9, 4, 4
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """A client's samples: x (n, d), y (n,)."""
-
-    x: Array
-    y: NDArray[np.int64]
-
-
-def softmax(scores: Array) -> Array:
-    powers = np.exp(scores - scores.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
 
 
 def scores(model: Model, x: Array) -> Array:
     return x @ model["head.weight"].T + model["head.bias"]
 
 
-def loss(model: Model, shard: Shard) -> float:
+def loss(model: Model, shard: Held) -> float:
     """Mean cross-entropy."""
     probabilities = softmax(scores(model, shard.x))
     return float(-np.log(probabilities[np.arange(len(shard.y)), shard.y]).mean())
@@ -61,9 +48,9 @@ def slope(model: Model, x: Array, error: Array) -> Model:
     return {"head.weight": error.T @ x, "head.bias": error.sum(0)}
 
 
-def gradient(model: Model, shard: Shard) -> Model:
+def gradient(model: Model, shard: Held) -> Model:
     """Of the mean cross-entropy: probabilities minus labels."""
-    error = softmax(scores(model, shard.x)) - np.eye(len(model["head.bias"]))[shard.y]
+    error = softmax(scores(model, shard.x)) - one_hot(shard.y, len(model["head.bias"]))
     return slope(model, shard.x, error / len(shard.y))
 
 
@@ -79,7 +66,7 @@ def squared_distance(model: Model, other: Model) -> float:
     return float(sum(((array - other[name]) ** 2).sum() for name, array in model.items()))
 
 
-def trained(model: Model, shard: Shard, steps: int, lr: float = LR, momentum: float = MOMENTUM) -> Model:
+def trained(model: Model, shard: Held, steps: int, lr: float = LR, momentum: float = MOMENTUM) -> Model:
     """Gradient descent with torch's momentum: v <- m v + g; w <- w - lr v."""
     velocity = zeros(model)
     for _ in range(steps):
@@ -107,7 +94,7 @@ class Trajectory:
         return plus(self.local[number][client], self.models[number], -1)
 
 
-def fedavg(model: Model, shards: Mapping[ClientId, Shard], rounds: int = ROUNDS) -> Trajectory:
+def fedavg(model: Model, shards: Mapping[ClientId, Held], rounds: int = ROUNDS) -> Trajectory:
     models, local = [model], []
     for _ in range(rounds):
         local.append({client: trained(models[-1], shard, EPOCHS) for client, shard in shards.items()})
@@ -115,11 +102,11 @@ def fedavg(model: Model, shards: Mapping[ClientId, Shard], rounds: int = ROUNDS)
     return Trajectory(models, local)
 
 
-def three_shards() -> dict[ClientId, Shard]:
+def three_clients() -> dict[ClientId, Held]:
     """Clients "a", "b", "c" with 4, 6 and 9 samples in two dimensions, of three classes, each with its own skew."""
     rng = np.random.default_rng(3)
     return {
-        client: Shard(rng.normal(at, 1, (n, 2)), rng.choice(3, n, p=np.roll([0.6, 0.3, 0.1], at)))
+        client: Held(rng.normal(at, 1, (n, 2)), rng.choice(3, n, p=np.roll([0.6, 0.3, 0.1], at)))
         for at, (client, n) in enumerate({"a": 4, "b": 6, "c": 9}.items())
     }
 
@@ -157,7 +144,7 @@ def distance(found: Weights, expected: Model) -> float:
     return max(float(np.abs(tensor.numpy() - expected[name]).max()) for name, tensor in found.parameters.items())
 
 
-def federation(shards: Mapping[ClientId, Shard]) -> InProcess:
+def federation(shards: Mapping[ClientId, Held]) -> InProcess:
     clients = [Client.of(client, (shard.x, shard.y), validation=0) for client, shard in shards.items()]
     return InProcess(Regression, clients, workers=1, device="cpu")
 
@@ -187,8 +174,8 @@ class Twin:
 
     @classmethod
     def of(cls, folder: Path, kind: HistoryKind, rounds: int = ROUNDS) -> Twin:
-        """Of `three_shards`."""
-        shards = three_shards()
+        """Of `three_clients`."""
+        shards = three_clients()
         trajectory = fedavg(start(), shards, rounds)
         replies = [
             {client: (weights_of(model), len(shards[client].y)) for client, model in local.items()}
@@ -198,7 +185,7 @@ class Twin:
 
     def task(self, request: Predicate, proxy: Federation | None = None) -> Task:
         """The request on the model that this training ended with."""
-        clients, weights = federation(three_shards()), weights_of(self.trajectory.models[-1])
+        clients, weights = federation(three_clients()), weights_of(self.trajectory.models[-1])
         return Task.of(clients, weights, request, TRAINING, clients.architecture, history=self.history, proxy=proxy)
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy_twin import TRAINING, Array, Model, Noting, Overheard, Shard, distance, mean, three_shards
+from numpy_twin import TRAINING, Array, Model, Noting, Overheard, distance, mean, three_clients
+from numpy_twin_joint import Held
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
@@ -56,7 +57,7 @@ class Stacked(nn.Module):
 
 
 def stacked(
-    request: Predicate, shards: dict[str, Shard] | None = None, build: Callable[[], nn.Module] = Stacked
+    request: Predicate, shards: dict[str, Held] | None = None, build: Callable[[], nn.Module] = Stacked
 ) -> tuple[Task, list[Weights]]:
     """A task on the clients of the twin; and the networks that are built from now on."""
     built: list[Weights] = []
@@ -66,7 +67,7 @@ def stacked(
         built.append(Weights.of(network))
         return network
 
-    clients = [Client.of(c, (s.x, s.y), validation=0) for c, s in (shards or three_shards()).items()]
+    clients = [Client.of(c, (s.x, s.y), validation=0) for c, s in (shards or three_clients()).items()]
     federation = InProcess(noted, clients, workers=1, device="cpu")
     weights = federation.architecture.fresh(1)
     task = Task.of(federation, weights, request, TRAINING, federation.architecture, seed=2)
@@ -284,7 +285,7 @@ def test_fcu_is_its_twin_in_numpy(method: FCU, donor: Donor, phase: Phase) -> No
     task, built = stacked(ForgetClient("a"))
     (done,) = method.unlearn(task)
     assert len(built) == 2  # intervals
-    expected = unlearned(arrays(task.weights), [arrays(one) for one in built], three_shards()["a"].x, method)
+    expected = unlearned(arrays(task.weights), [arrays(one) for one in built], three_clients()["a"].x, method)
     assert distance(done.after, expected) < 1e-9
     assert (done.after - task.weights).norm() > 0.01
 
@@ -295,10 +296,10 @@ def test_all_who_hold_what_is_forgotten_do_it_and_the_mean_is_by_their_forgotten
     task, built = stacked(request_)
     method = FCU(iterations=2, interval=2, low_frequency=1.0)
     (done,) = method.unlearn(task)
-    shards = three_shards()
+    shards = three_clients()
     asked = task.forgotten.clients
     if isinstance(request_, ForgetClass):
-        shards = {c: Shard(s.x[s.y == 0], s.y[s.y == 0]) for c, s in shards.items() if (s.y == 0).any()}
+        shards = {c: Held(s.x[s.y == 0], s.y[s.y == 0]) for c, s in shards.items() if (s.y == 0).any()}
     assert asked == (tuple(shards) if isinstance(request_, ForgetClass) else ("a", "c"))
     assert len(built) == len(asked) > 1
     pretrained = arrays(task.weights)
@@ -332,7 +333,7 @@ def test_a_client_holds_no_copy_of_a_network_beside_the_three(small: Task, monke
 def test_4_labels_can_be_shuffled_without_effect() -> None:
     found = []
     for by in (0, 1, 2):
-        shards = {c: Shard(s.x, (s.y + by) % 3) for c, s in three_shards().items()}
+        shards = {c: Held(s.x, (s.y + by) % 3) for c, s in three_clients().items()}
         task, _ = stacked(ForgetClient("a"), shards)
         (done,) = FCU().unlearn(replace(task, training=replace(task.training, batch_size=2)))
         found.append(done.after)

@@ -19,7 +19,6 @@ from numpy_twin import (
     Model,
     Overheard,
     Regression,
-    Shard,
     Trajectory,
     Twin,
     distance,
@@ -28,10 +27,11 @@ from numpy_twin import (
     plus,
     recorded,
     start,
-    three_shards,
+    three_clients,
     trained,
     weights_of,
 )
+from numpy_twin_joint import Held
 
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.metered import Ledger, Metered
@@ -58,7 +58,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
 
 def replayed(
     trajectory: Trajectory,
-    shards: Mapping[ClientId, Shard],
+    shards: Mapping[ClientId, Held],
     staying: tuple[ClientId, ...],
     *,
     interval: int = 1,
@@ -173,7 +173,7 @@ def test_federaser_is_its_twin_in_numpy(twin: Twin, interval: int, norm: str, ca
     task, trajectory = twin.task(ForgetClient("a")), twin.trajectory
     method = FedEraser(interval, calibration, norm)  # type: ignore[arg-type]
     expected = replayed(
-        trajectory, three_shards(), ("b", "c"), interval=interval, epochs=calibration * EPOCHS, norm=norm
+        trajectory, three_clients(), ("b", "c"), interval=interval, epochs=calibration * EPOCHS, norm=norm
     )
     found = list(method.unlearn(task))
     assert [done.number for done in found] == list(range(len(expected)))
@@ -184,7 +184,7 @@ def test_federaser_is_its_twin_in_numpy(twin: Twin, interval: int, norm: str, ca
 @pytest.mark.parametrize("interval", [1, 3])
 def test_fedaccum_is_its_twin_in_numpy(twin: Twin, interval: int) -> None:
     task, trajectory = twin.task(ForgetClient("a")), twin.trajectory
-    shards, model = three_shards(), trajectory.models[0]
+    shards, model = three_clients(), trajectory.models[0]
     for number in range(0, ROUNDS, interval):
         sent = [(plus(model, trajectory.update(number, client)), len(shards[client].y)) for client in ("b", "c")]
         model = mean(sent)
@@ -195,8 +195,8 @@ def test_fedaccum_is_its_twin_in_numpy(twin: Twin, interval: int) -> None:
 def test_class_wise_old_lengths_of_everybody_and_directions_from_what_stays(twin: Twin) -> None:
     """A heuristic: the first round's updates, and all norms, hold what is to be forgotten."""
     task, trajectory = twin.task(ForgetClass(0)), twin.trajectory
-    every = three_shards()
-    stays = {client: Shard(shard.x[shard.y != 0], shard.y[shard.y != 0]) for client, shard in every.items()}
+    every = three_clients()
+    stays = {client: Held(shard.x[shard.y != 0], shard.y[shard.y != 0]) for client, shard in every.items()}
     samples = {client: len(shard.y) for client, shard in every.items()}
     expected = replayed(trajectory, stays, ("a", "b", "c"), first_samples=samples)
     for done, model in zip(FedEraser().unlearn(task), expected, strict=True):
@@ -256,7 +256,7 @@ def test_3_with_nobody_to_forget_the_replay_is_the_first_training(twin: Twin) ->
 
 def test_3_with_a_schedule_too_for_a_replayed_round_trains_at_the_old_rounds_learning_rate(tmp_path: Path) -> None:
     training = replace(TRAINING, schedule=Exponential(0.5))
-    clients = federation(three_shards())
+    clients = federation(three_clients())
     recorder = Recorder(tmp_path, {"norms"}, clients.clients)
     weights = train(Recorded(clients, recorder), weights_of(start()), training, ROUNDS)
     history = recorder.finish(weights)
@@ -270,7 +270,7 @@ def test_3_with_a_schedule_too_for_a_replayed_round_trains_at_the_old_rounds_lea
 
 
 def test_4_norms_alone_give_what_whole_updates_give(tmp_path: Path) -> None:
-    clients = federation(three_shards())
+    clients = federation(three_clients())
     found: dict[HistoryKind, Weights] = {}
     kinds: tuple[HistoryKind, ...] = ("norms", "updates")
     for kind in kinds:
@@ -352,9 +352,9 @@ def test_a_second_request_is_answered_from_what_the_first_left_of_the_history(tm
     assert task.history is not None
     *_, first = FedEraser().unlearn(task)
     history: History = task.history.forget(["a"], first.after)
-    clients = federation(three_shards())
+    clients = federation(three_clients())
     second = Task.of(
         clients, first.after, ForgetClient("b"), TRAINING, clients.architecture, history=history, left=("a",)
     )
     *_, last = FedEraser().unlearn(second)
-    assert distance(last.after, replayed(trajectory, three_shards(), ("c",))[-1]) < 1e-6
+    assert distance(last.after, replayed(trajectory, three_clients(), ("c",))[-1]) < 1e-6

@@ -19,7 +19,6 @@ from numpy_twin import (
     Model,
     Noting,
     Overheard,
-    Shard,
     Trajectory,
     Twin,
     distance,
@@ -29,10 +28,11 @@ from numpy_twin import (
     slope,
     softmax,
     start,
-    three_shards,
+    three_clients,
     weights_of,
     zeros,
 )
+from numpy_twin_joint import Held
 from torch import Tensor, nn
 
 from fedunlearn.backends.in_process import InProcess
@@ -50,7 +50,7 @@ from fedunlearn.task import Task
 from fedunlearn.weights import Weights
 
 LEAVING = ForgetClient("a")
-PROXY = Shard(np.random.default_rng(5).normal(0, 2, (8, 2)), np.arange(8) % 3)
+PROXY = Held(np.random.default_rng(5).normal(0, 2, (8, 2)), np.arange(8) % 3)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +63,13 @@ def small(one_worker: InProcess) -> Task:
     return small_task(ForgetClient("1"), one_worker)
 
 
-def served(twin: Twin, request: Predicate = LEAVING, proxy: Shard = PROXY) -> Task:
+def served(twin: Twin, request: Predicate = LEAVING, proxy: Held = PROXY) -> Task:
     return twin.task(request, federation({"server": proxy}))
 
 
 def contribution(trajectory: Trajectory, client: str) -> Model:
     """A_k, the sum over rounds of share times update."""
-    shards = three_shards()
+    shards = three_clients()
     share = len(shards[client].y) / sum(len(shard.y) for shard in shards.values())
     total = zeros(trajectory.models[0])
     for number in range(len(trajectory.local)):
@@ -145,7 +145,7 @@ def test_1_the_first_model_and_all_contributions_are_the_last_model(small: Task)
 
 def test_2_who_had_no_share_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     """A client that was never drawn in training: nothing is kept of it, and there is nothing to subtract."""
-    clients = federation(three_shards())
+    clients = federation(three_clients())
     drawn = Sampled(clients, 0.3)  # one of three in each round
     recorder = Recorder(tmp_path, {"sum"}, clients.clients)
     weights = train(Recorded(drawn, recorder), weights_of(start()), TRAINING, 2)
@@ -210,7 +210,7 @@ def test_5_a_student_that_equals_its_teacher_costs_nothing_and_stays(
 def test_labels_of_the_proxy_are_not_read(twin: Twin) -> None:
     found = []
     for labels in (PROXY.y, PROXY.y[::-1].copy()):
-        task = served(twin, proxy=Shard(PROXY.x, labels))
+        task = served(twin, proxy=Held(PROXY.x, labels))
         *_, last = FUKD(lr=0.1).unlearn(task)
         found.append(last.after)
     assert found[0].same_bits(found[1])

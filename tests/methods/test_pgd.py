@@ -17,7 +17,6 @@ from numpy_twin import (
     Model,
     Overheard,
     Regression,
-    Shard,
     Twin,
     distance,
     federation,
@@ -28,10 +27,11 @@ from numpy_twin import (
     recorded,
     squared_distance,
     start,
-    three_shards,
+    three_clients,
     weights_of,
     zeros,
 )
+from numpy_twin_joint import Held
 from torch import Tensor, nn
 
 from fedunlearn.architecture import Architecture
@@ -68,7 +68,7 @@ def all_of(*leaving: str) -> AnyOf:
     return AnyOf(tuple(map(ForgetClient, leaving)))
 
 
-def ascended(centre: Model, own: Model, shard: Shard, method: PGD) -> tuple[Model, int]:
+def ascended(centre: Model, own: Model, shard: Held, method: PGD) -> tuple[Model, int]:
     """The model that a leaving client sends, and how many steps it took."""
     assert method.squared_radius is not None
     model, velocity, steps = centre, zeros(centre), 0
@@ -191,7 +191,7 @@ METHODS = {
 def test_pgd_is_its_twin_in_numpy(twin: Twin, method: PGD, leaving: tuple[str, ...]) -> None:
     """Where several leave, each ascends from the same w_ref, and the mean is by samples."""
     task, trajectory = twin.task(all_of(*leaving)), twin.trajectory
-    shards, last = three_shards(), trajectory.local[-1]
+    shards, last = three_clients(), trajectory.local[-1]
     centre = mean([(last[client], len(shards[client].y)) for client in shards if client not in leaving])
     sent = {client: ascended(centre, last[client], shards[client], method) for client in leaving}
     found, steps = heard_from(method, task)
@@ -224,7 +224,7 @@ def test_the_twins_cases_are_what_they_are_called(twin: Twin) -> None:
 def test_1_after_every_step_the_model_is_in_the_ball(
     lr: float, momentum: float, clip: float, radius: float, steps: int
 ) -> None:
-    clients, centre = federation(three_shards()), weights_of(start())
+    clients, centre = federation(three_clients()), weights_of(start())
     program = ProjectedAscent(centre, radius, FAR * FAR, SGD(lr, momentum, 0.0), steps, clip, 5)
     for _, reply in clients.run(program, centre, Turn(0, "unlearn", 0)):
         assert reply.metrics["steps"] == steps
@@ -249,7 +249,7 @@ def test_2_the_reference_is_the_weighted_mean_of_the_others_last_models(data: An
 def test_2_at_learning_rate_zero_the_others_last_models_come_out(twin: Twin, leaving: tuple[str, ...]) -> None:
     """Also from a history on disk; where one client stays, it is that client's model: N = 2."""
     task, trajectory = twin.task(all_of(*leaving)), twin.trajectory
-    shards = three_shards()
+    shards = three_clients()
     expected = mean([(trajectory.local[-1][c], len(shards[c].y)) for c in shards if c not in leaving])
     found, _ = heard_from(PGD(lr=0.0, squared_stop_distance=FAR), task)
     assert distance(found, expected) < 1e-12
@@ -300,7 +300,7 @@ def test_5_the_leaving_clients_loss_is_no_smaller_than_at_the_reference(twin: Tw
     centre = reference(task.weights, [task.history.last[client]])
     found, _ = heard_from(PGD(lr), task)
     before, after = (
-        loss({n: t.numpy() for n, t in w.parameters.items()}, three_shards()[client]) for w in (centre, found)
+        loss({n: t.numpy() for n, t in w.parameters.items()}, three_clients()[client]) for w in (centre, found)
     )
     assert after > before
 
@@ -351,7 +351,7 @@ def test_it_stops_before_a_step_that_is_not_finite(tmp_path: Path) -> None:
 
 def test_who_never_took_part_is_not_visited(tmp_path: Path) -> None:
     """Nothing of it is in the model; whoever did take part leaves as always."""
-    clients = federation(three_shards())
+    clients = federation(three_clients())
     recorder = Recorder(tmp_path, {"last_local"}, clients.clients)
     weights = train(Recorded(Sampled(clients, 0.6), recorder), weights_of(start()), TRAINING, 1)
     history = recorder.finish(weights)
