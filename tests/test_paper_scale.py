@@ -96,7 +96,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for label in range(10):
         (folder / str(label)).mkdir()
-        for number in range(21):
+        for number in range(30):
             pixels = rng.integers(0, 256, (24 + number % 5, 30 - number % 7, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / str(label) / f"{number}.jpg")
     return folder
