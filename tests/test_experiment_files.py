@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -713,8 +714,7 @@ experiments = st.builds(
     published=st.none() | st.sampled_from(published.names()),
     keep=st.builds(Keep, st.booleans(), st.just(True), st.none() | counts),
     then=several_requests,
-    earlier=several_requests,
-    left=st.lists(texts, max_size=2).map(tuple),
+    left=st.lists(texts, max_size=2, unique=True).map(tuple),
     methods=methods,
     seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4, unique=True).map(tuple),
 )
@@ -770,7 +770,16 @@ def test_requests_that_follow_one_another_are_an_experiment_each(folder: Path) -
     assert plan.total_rounds == 3 * first.total_rounds
     assert first.stages == (first,)
     (told,) = problems(written(f"{then}\n{RIGHT}"), ["keep.last=false"])
-    assert "keep.last must be true where requests follow" in told
+    assert told == (
+        "--set keep.last=false: keep.last: must be true where requests follow (then): each method goes on from the "
+        "model that it has left"
+    )
+    with pytest.raises(ValueError, match=r"^keep\.last must be true where requests follow"):
+        _ = replace(plan, keep=Keep(last=False)).stages
+    (told,) = problems(written(tomli_w.dumps(resolved(second))))
+    assert "earlier: is written by a run whose requests follow one another" in told
+    (told,) = problems(written(f'left = ["0", "0"]\n{RIGHT}'))
+    assert told == "own.toml:1: left: must differ from one another"
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.client import Client
 from fedunlearn.evaluation.follow import follow
-from fedunlearn.experiment import Experiment, load
+from fedunlearn.experiment import Experiment, Model, load
 from fedunlearn.experiments import reproducing
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.retrain import Retrain
 from fedunlearn.models import build
+from fedunlearn.report.report import assemble
 from fedunlearn.requests import ForgetClient
 from fedunlearn.rounds import train
+from fedunlearn.runner import run
 from fedunlearn.samples import TensorSamples
 from fedunlearn.task import Task
 from fedunlearn.weights import Weights
@@ -82,6 +88,39 @@ def test_a_file_is_as_the_paper_says_and_its_methods_fit_its_network(name: str) 
     task = Task.of(federation, weights, ForgetClient("0"), training, federation.architecture)
     for method in plan.methods:
         method.check(task)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes of files of several sizes, as Caltech-101's are."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label in range(10):
+        (folder / str(label)).mkdir()
+        for number in range(30):
+            pixels = rng.integers(0, 256, (24 + number % 5, 30 - number % 7, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / str(label) / f"{number}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["table-4", "table-5", "table-6", "table-7", "figure-6-90"])
+def test_a_scenario_runs_on_files_of_images(name: str, images: Path, tmp_path: Path) -> None:
+    """A round of it all: who holds what, the request, the backdoor, images at 224 pixels. The network is small."""
+    dealt = {"table-4": ["data.partition.alpha=5.0", "data.partition.minimum=12"]}.get(name, [])
+    said = ['data.name="image-folder"', "training.rounds=1", "recovery.rounds=1", "seeds=[0]", *dealt]
+    plan = load(f"paper/{name}", said)
+    assert plan.data.images is not None
+    network = Model("small-vit", {"patch": 112, "layers": 1, "heads": 1, "hidden": 8, "mlp": 8})
+    plan = replace(plan, model=network, methods=(Retrain(), FineTune(), NoT()), series={})
+    list(run(plan, tmp_path / "run", data_dir=images))
+    report = assemble(tmp_path / "run")
+    assert report.methods == ("Retrain", "FT", "NoT")
+    partition = report.partitions[0]
+    assert len(partition.clients) == 10
+    holders = sum(number > 0 for number in partition.forget)
+    known = {"table-4": 1, "table-7": 1, "figure-6-90": 9}.get(name)
+    assert holders == known if known else holders > 1
+    attacks = [line.attack is not None for line in report.table()]
+    assert set(attacks) == {name == "table-7"}
 
 
 def distinct() -> list[str]:

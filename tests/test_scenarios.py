@@ -13,16 +13,18 @@ from fedunlearn.evaluation.rows import Row
 from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.table import table
 from fedunlearn.experiment import Experiment
+from fedunlearn.federation import Predicate, Turn
 from fedunlearn.methods.federaser import FedEraser
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
+from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import Needs, NeedsError
 from fedunlearn.negation import negate
-from fedunlearn.programs import Diverged
+from fedunlearn.programs import Diverged, Evaluate
 from fedunlearn.report.report import assemble
-from fedunlearn.requests import ForgetClass, ForgetClient
+from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient
 from fedunlearn.rounds import Round
 from fedunlearn.runfolder import folders, runs_in
 from fedunlearn.runner import run
@@ -127,7 +129,7 @@ def test_a_history_leads_to_no_later_model_so_who_needs_one_is_refused_at_once(
 
 
 def test_a_later_request_that_means_nothing_new_is_refused_at_once(tmp_path: Path, chain: Experiment) -> None:
-    with pytest.raises(ValueError, match="the request means no training sample of anybody"):
+    with pytest.raises(ValueError, match=r"request 2 means no training sample of anybody: .* forgotten before"):
         list(run(replace(chain, then=(ForgetClient("0"),)), tmp_path / "run", workers=1))
     assert not (tmp_path / "run").exists()
 
@@ -171,6 +173,55 @@ def test_a_round_asks_as_many_as_take_part_and_scoring_asks_all(tmp_path: Path) 
     assert counted[0] == counted[1] == 3 * 32
 
 
+def test_a_client_is_gone_only_once_its_own_request_is_answered(tmp_path: Path, chain: Experiment) -> None:
+    plan = replace(chain, left=("1",), then=(ForgetClient("1"),))
+    setting = Setting.of(plan, workers=1)
+    first, second = (Simulation(replace(setting, experiment=stage), 3) for stage in plan.stages)
+    tasks = [one.task(one.federation, setting.architecture.fresh(0)) for one in (first, second)]
+    assert [task.everyone.clients for task in tasks] == [("0", "1", "2", "3"), ("2", "3")]
+    assert [task.targets for task in tasks] == [("0",), ("1",)]
+    assert tasks[1].forgotten.clients == ()
+    list(run(replace(plan, methods=(Retrain(), NoT()), left=("0", "1")), tmp_path / "run", workers=1))
+    with pytest.raises(NeedsError, match="MoDE needs the data to be forgotten, whose holder has left"):
+        list(run(replace(plan, methods=(Retrain(), MoDE())), tmp_path / "mode", workers=1))
+
+
+@pytest.mark.parametrize(
+    ("left", "request_", "says"),
+    [
+        ("3", ForgetClient("0"), "left: no request means all data of client 3: ask for that, or let it stay"),
+        ("3", ForgetClass(0), "left: no request means all data of client 3"),
+        ("77", ForgetClient("0"), "left: there is no client 77; they are 0 to 3"),
+        ("0", AnyOf(tuple(map(ForgetClient, "0123"))), "the request leaves nobody's training samples: drop the model"),
+    ],
+)
+def test_who_has_left_must_be_asked_for_and_somebody_must_stay(
+    tmp_path: Path, left: str, request_: Predicate, says: str
+) -> None:
+    plan = replace(small(tmp_path, "data.samples=100"), left=(left,), request=request_)
+    with pytest.raises(ValueError, match=says):
+        list(run(plan, tmp_path / "run", workers=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_finds_out_late_what_it_lacks_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    """With one client a round, the last round may have been the leaving client's alone."""
+    plan = replace(small(tmp_path, "training.participation=0.25"), methods=(Retrain(), PGD(), NoT()))
+    for seed in range(20):
+        plan = replace(plan, seeds=(seed,))
+        simulation = Simulation(Setting.of(plan, workers=1), seed)
+        asked = simulation.taking_part(simulation.federation).run(
+            Evaluate(), simulation.setting.architecture.fresh(0), Turn(seed, "train", 1)
+        )
+        if [client for client, _ in asked] == ["0"]:
+            break
+    list(run(plan, tmp_path / "run", workers=1))
+    report = assemble(tmp_path / "run")
+    assert [failure.method for failure in report.failures] == ["PGD"]
+    assert "nobody else took part in the last round" in report.failures[0].why
+    assert report.methods == ("Retrain", "NoT")
+
+
 # --- a budget of epochs ---------------------------------------------------------------------------------------------
 
 
@@ -196,7 +247,7 @@ class Breaks(Many):
         raise Diverged("the training loss became nan")
 
 
-@pytest.mark.parametrize("rounds", [2, 5])
+@pytest.mark.parametrize("rounds", [1, 2, 5])
 def test_rounds_in_which_clients_work_are_counted_and_scored_whatever_they_are_for(tmp_path: Path, rounds: int) -> None:
     said = ('recovery.budget="all"', f"recovery.rounds={rounds}", "recovery.evaluate_every=1")
     plan = replace(small(tmp_path, *said), methods=(Retrain(), FineTune(), Free(), Many(), Breaks()))
@@ -205,8 +256,8 @@ def test_rounds_in_which_clients_work_are_counted_and_scored_whatever_they_are_f
     recovery = [("recover", number, True) for number in range(1, rounds + 1)]
     assert report["FT"] == [("unlearn", 0, True), *recovery]
     assert report["Free"] == [*[("unlearn", 0, False)] * 3, ("unlearn", 0, True), *recovery]
-    worked = [("unlearn", 1, True), ("unlearn", 2, True), ("unlearn", 2, True)]
-    assert report[many] == [*worked, *[("recover", number, True) for number in range(3, rounds + 1)]]
+    worked = [("unlearn", number, True) for number in range(1, min(rounds, 2) + 1)]  # cut off where all is used up
+    assert report[many] == [*worked, worked[-1], *[("recover", number, True) for number in range(3, rounds + 1)]]
     lines = {line.method: line for line in table(assemble(tmp_path / "run").compared)}
     assert lines[many].rounds == lines["FT"].rounds == rounds
     assert lines[many].bytes == lines["FT"].bytes  # the same number of rounds, of the same clients

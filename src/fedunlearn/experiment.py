@@ -53,6 +53,9 @@ _Rounds = Annotated[int, Field(ge=1, le=10**9)]
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
+_GOES_ON = "must be true where requests follow (then): each method goes on from the model that it has left"
+
+
 class ExperimentError(ValueError):
     """An experiment's file is not as it should be.
 
@@ -202,7 +205,7 @@ class Recovery:
             of rounds and the paper's oracle.
         budget: what counts as a round: those of recovery alone, or "all" in which clients work, the unlearning step's
             among them, which are then scored like those of recovery. Centralized methods are compared so, at the
-            same number of epochs.
+            same number of epochs; an unlearning step that would take more is cut off there.
     """
 
     rounds: _Rounds
@@ -226,10 +229,10 @@ class Keep:
     every: _Rounds | None = None
 
 
-def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds):
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
         raise ValueError("must differ from one another")
-    return seeds
+    return values
 
 
 def _comparable(methods: tuple[Method, ...]) -> tuple[Method, ...]:
@@ -259,7 +262,7 @@ class Experiment:
         seeds: one whole run each: partition, initial weights, order of batches.
         then: what is asked later, one request after the other: each method goes on from the model that it has left.
         earlier: what was asked before; `stages` sets it.
-        left: clients who have left before anybody could ask them to help.
+        left: clients who are gone when the request for all of their data is answered: nobody can ask them to help.
     """
 
     title: str
@@ -274,18 +277,20 @@ class Experiment:
     series: Mapping[str, str] = Field(default_factory=dict)
     keep: Keep = Keep()
     methods: Annotated[tuple[Contender, ...], AfterValidator(_comparable)] = (Retrain(), FineTune(), NoT())
-    seeds: Annotated[tuple[_Seed, ...], AfterValidator(_distinct_seeds)] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Annotated[tuple[_Seed, ...], AfterValidator(_distinct)] = Field(default=(0, 1, 2), min_length=1)
     then: tuple[Request, ...] = ()
     earlier: tuple[Request, ...] = ()
-    left: tuple[ClientId, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.then and not self.keep.last:
-            raise ValueError("keep.last must be true where requests follow (then): each method goes on from its model")
+    left: Annotated[tuple[ClientId, ...], AfterValidator(_distinct)] = ()
 
     @property
     def stages(self) -> tuple[Experiment, ...]:
-        """One experiment for each request that follows another; itself, where none does."""
+        """One experiment for each request that follows another; itself, where none does.
+
+        Raises:
+            ValueError: the models that later requests go on from are not kept.
+        """
+        if self.then and not self.keep.last:
+            raise ValueError(f"keep.last {_GOES_ON}")
         requests = (self.request, *self.then)
         return tuple(
             replace(self, request=request, then=(), earlier=(*self.earlier, *requests[:number]))
@@ -348,9 +353,18 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         problems = error.errors()
     if problems or unsayable:
         raise ExperimentError(sentences(problems, unsayable, document, Experiment))
-    if strangers := dict(_strangers(plan)):
-        raise ExperimentError(sentences([], strangers, document, Experiment))
+    if disagreeing := {**dict(_disagreeing(plan)), **dict(_strangers(plan))}:
+        raise ExperimentError(sentences([], disagreeing, document, Experiment))
     return plan
+
+
+def _disagreeing(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:
+    """Entries that do not go together, or are not for files."""
+    if plan.then and not plan.keep.last:
+        yield ("keep", "last"), _GOES_ON
+    if plan.earlier:
+        told = "is written by a run whose requests follow one another, and no run of its own can begin there"
+        yield ("earlier",), f"{told}: run the file that says `then`, in the folder above"
 
 
 def _strangers(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:

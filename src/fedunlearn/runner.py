@@ -77,6 +77,11 @@ def run(
     simulations = [[Simulation(setting, seed) for seed in experiment.seeds] for setting in settings]
     for simulation in chain.from_iterable(simulations):
         _require_able(simulation)
+    gone = {client for stage in simulations for client in stage[0].left}
+    if unasked := sorted(set(experiment.left) - gone):
+        raise ValueError(
+            f"left: no request means all data of client {', '.join(unasked)}: ask for that, or let it stay"
+        )
     _require_room(experiment, first.architecture.fresh(0), homes[0])
     before: RunFolder | None = None
     for home, setting, seeds in zip(homes, settings, simulations, strict=True):
@@ -138,9 +143,10 @@ class _Seed:
 
     def rows(self) -> Iterator[Row]:
         """All of the seed, part by part."""
-        training = _Training(
-            self, self.folder.record(self.seed, 0, FIRST_TRAINING), ORIGINAL, self.plan.training.rounds
-        )
+        record = self.folder.record(self.seed, 0, FIRST_TRAINING)
+        if self.before is not None and not record.complete:
+            record = Record.adopted(record.folder, self.before.record(self.seed, 0, FIRST_TRAINING).folder)
+        training = _Training(self, record, ORIGINAL, self.plan.training.rounds)
         last: Row | None = None
         for row in training.rows():
             if last is not None:
@@ -213,8 +219,8 @@ class _Part(ABC):
         try:
             yield from self._others()
         except BaseException as error:
-            diverged = isinstance(error, Diverged) or isinstance(error.__cause__, Diverged)
-            if diverged and not self.reference:
+            failed = isinstance(error, (Diverged, NeedsError)) or isinstance(error.__cause__, Diverged)
+            if failed and not self.reference:
                 record.finish(self.label, failed=str(error))
                 return
             if self.last is not None:  # an error, Ctrl-C, or a reader who has enough: nothing that was done is lost
@@ -349,7 +355,9 @@ class _Contender(_Part):
         task = self.simulation.task(self.federation, self.weights, history=self.history, proxy=proxy)
         self.worked = self._worked()
         if self.last is None or self.last.phase == "unlearn":
-            for step in unlearning(self.method, task, self.last):
+            steps = unlearning(self.method, task, self.last)
+            # Only where its rounds are counted can it use up the budget.
+            while self.done < self.total and (step := next(steps, None)) is not None:
                 yield from self._done(step)
             yield self._unlearned(self.last.round.after if self.last else self.weights)
         recovered = self.last.round.number + 1 if self.last and self.last.phase == "recover" else 0

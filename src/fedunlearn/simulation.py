@@ -115,6 +115,7 @@ class Simulation:
         proxy: images that no client holds, at the server; None: there are none.
         partition: who holds what.
         training: what a client does in an ordinary round.
+        left: clients who are gone when the request is answered.
 
     Raises:
         ValueError: data, partition and request do not go together.
@@ -137,13 +138,28 @@ class Simulation:
             self.partition = _partition(clients, View((earlier, plan.request)), data.classes)
         except IndexError as error:  # an instance that nobody has
             raise ValueError(str(error)) from None
+        which = f"request {len(plan.earlier) + 1}" if plan.earlier else "the request"
         if not (meant := sum(self.partition.forget)):
-            raise ValueError("the request means no training sample of anybody: nothing is to be forgotten")
+            before = ", or what it means was forgotten before" if plan.earlier else ""
+            raise ValueError(
+                f"{which} means no training sample of anybody: there are no such clients, samples or class{before}"
+            )
         if meant < MIA_SAMPLES:
             raise ValueError(
-                f"the request means {meant} training samples, but the membership attack needs {MIA_SAMPLES}: "
+                f"{which} means {meant} training samples, but the membership attack needs {MIA_SAMPLES}: "
                 "forget more of them, or score with functions of your own"
             )
+        if not any(len(View((Rest(plan.forgotten),)).of(client).positions(None, "train")) for client in clients):
+            raise ValueError(f"{which} leaves nobody's training samples: drop the model instead of unlearning")
+        ids = [client.id for client in clients]
+        if strangers := sorted(set(plan.left) - set(ids)):
+            raise ValueError(f"left: there is no client {', '.join(strangers)}; they are {ids[0]} to {ids[-1]}")
+        # Only with its own request is a client gone: before that it takes part.
+        self.left = tuple(
+            client.id
+            for client in clients
+            if client.id in plan.left and bool(plan.request(client.id, client.labels).all())
+        )
         everybody = InProcess(setting.architecture, [*clients, *tests, *server], workers=setting.workers)
         testing, serving = AnyOf(tuple(map(ForgetClient, self._TESTS))), ForgetClient(self._SERVER)
         attacking = AnyOf(tuple(map(ForgetClient, self._ATTACKS)))
@@ -181,7 +197,7 @@ class Simulation:
             self.training,
             self.setting.architecture,
             seed=seed,
-            left=plan.left,
+            left=self.left,
             history=history,
             proxy=proxy,
         )

@@ -102,10 +102,11 @@ class Task:
         else:
             present = federation
         retained, forgotten = present.where(Rest(request)), present.where(request)
-        wholly = tuple(client for client in forgotten.clients if client not in retained.clients)
+        wholly = (client for client in forgotten.clients if client not in retained.clients)
+        targets = tuple(dict.fromkeys((*wholly, *left)))
         return cls(
-            weights, present.marking(request), retained, forgotten, (*wholly, *left), training, architecture, seed,
-            history, proxy, single_updates,
+            weights, present.marking(request), retained, forgotten, targets, training, architecture, seed, history,
+            proxy, single_updates,
         )  # fmt: skip
 
     @property

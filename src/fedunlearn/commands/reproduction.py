@@ -127,14 +127,14 @@ def _require_published(plans: Mapping[str, Experiment]) -> None:
 
 
 def _warn(experiment: str, plan: Experiment, data_dir: Path | None) -> None:
-    """How long this must take without a GPU, at the least: an experiment of years should not begin unnoticed."""
+    """About how long this takes without a GPU: an experiment of years should not begin unnoticed."""
     import torch
 
     from fedunlearn.simulation import Setting
 
     setting = Setting.of(plan, data_dir=data_dir)
     dealt = plan.data.clients * plan.data.samples if plan.data.samples else len(setting.data.train.labels)
-    passes = dealt * (1 - plan.data.validation) * plan.training.epochs * plan.total_rounds
+    passes = dealt * (1 - plan.data.validation) * plan.training.participation * plan.training.epochs * plan.total_rounds
     flops = passes * (setting.flops.forward + setting.flops.backward)
     square = torch.rand(1024, 1024)
     square @ square  # the first one starts threads
@@ -144,6 +144,6 @@ def _warn(experiment: str, plan: Experiment, data_dir: Path | None) -> None:
     rate = 5 * 2 * 1024**3 / (time.perf_counter() - started)
     print(
         f"fedunlearn: there is no GPU here: {experiment} trains for {flops:.1e} FLOPs, and at the {rate:.1e} a second "
-        f"with which this machine multiplies matrices, it takes {flops / rate / _DAY:.2g} days at the least",
+        f"with which this machine multiplies matrices, it takes {flops / rate / _DAY:.2g} days, about",
         file=sys.stderr,
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fedunlearn.federation import ClientContext, Reply, Traffic
-from fedunlearn.needs import Needs, Size
+from fedunlearn.needs import Needs, NeedsError, Size
 from fedunlearn.programs import SGD, LocalTraining, endless
 from fedunlearn.rounds import Round, fold
 from fedunlearn.task import Method, Task
@@ -89,13 +89,13 @@ def reference(weights: Weights, leaving: Iterable[tuple[Weights, float]]) -> Wei
     """Mean of the last local models of those who stay, from the mean of all: models and shares of those who leave.
 
     Raises:
-        ValueError: they are all.
+        NeedsError: they are all.
     """
     others, left = weights, 1.0
     for own, share in leaving:
         others, left = others - own * share, left - share
     if left <= _ALL:
-        raise ValueError("PGD needs clients that stay: nobody else took part in the last round of training")
+        raise NeedsError("PGD needs clients that stay: nobody else took part in the last round of training")
     return others * (1 / left)
 
 
