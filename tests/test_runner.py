@@ -865,13 +865,19 @@ def test_fashion_client_killed_at_fifty_instants_ends_in_the_same_report(tmp_pat
 
 def test_those_that_are_shipped_can_be_read() -> None:
     assert list(shipped()) == [
+        "all-at-once",
         "fashion-client-all",
         "fashion-client-search",
         "fashion-client",
+        "gone-already",
         "layers-vit",
         "layers",
+        "one-after-another",
         "perturbations",
         "quickstart",
+        "resnet-search",
+        "some-take-part",
+        "vit-search",
     ]
     for name in shipped():
         plan = load(name)

@@ -200,7 +200,7 @@ def test_the_data_are_not_changed() -> None:
         rounds(method, task)
     for samples, own in zip(data, holdings().values(), strict=True):
         assert samples.labels.tolist() == own.y.tolist()
-        assert samples.inputs(torch.arange(len(own)), None).tolist() == own.x.tolist()
+        assert samples.inputs(torch.arange(len(own)), None, torch.device("cpu")).tolist() == own.x.tolist()
 
 
 def test_labels_of_what_goes_are_not_read_where_the_true_one_is_not_excluded() -> None:
