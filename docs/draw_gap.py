@@ -1,7 +1,7 @@
 """Draw the gap to Retrain by what was sent, of runs, as in the paper's Figures 4 and 5; a backdoor's success by rounds.
 
-Run: python docs/draw_gap.py RUN... (of `fedunlearn run perturbations`, `layers`, `layers-vit`, `fashion-client-all`, or of
-`fedunlearn reproduce table-7`: runs/reproduce/cpu/table-7)
+Run: python docs/draw_gap.py RUN... (of `fedunlearn run perturbations`, `layers`, `layers-vit`, `fashion-client-all`, or
+of `fedunlearn reproduce table-7`: runs/reproduce/cpu/table-7)
 """
 
 import sys
