@@ -89,8 +89,10 @@ class _Requests(Kinds):
 
     def __call__(self, table: Any) -> Any:
         """See `Kinds`."""
-        if isinstance(table, AnyOf) or not isinstance(table, (list, tuple)):
-            return table if isinstance(table, AnyOf) else super().__call__(table)
+        if isinstance(table, AnyOf):
+            return table
+        if not isinstance(table, (list, tuple)):
+            return super().__call__(table)
         if not table:
             raise ValueError("must name one request at least")
         problems: list[InitErrorDetails] = []

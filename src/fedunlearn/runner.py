@@ -49,7 +49,7 @@ def run(
 ) -> Generator[Row, None, None]:
     """Run an experiment; a row after every round, and those that the folder holds already.
 
-    Where requests follow one another, each has a run of its own, in a folder below (`runs_of`), which goes on from
+    Where requests follow one another, each has a run of its own, in a folder below (`folders`), which goes on from
     the models that the one before it left.
 
     Args:
@@ -75,14 +75,15 @@ def run(
     decides = {**determinants(best_device()), **first.digests()}
     settings = [dataclasses.replace(first, experiment=stage) for stage in experiment.stages]
     simulations = [[Simulation(setting, seed) for seed in experiment.seeds] for setting in settings]
+    model = first.architecture.fresh(0)  # to look at: building a large one takes seconds
     for simulation in chain.from_iterable(simulations):
-        _require_able(simulation)
+        _require_able(simulation, model)
     gone = {client for stage in simulations for client in stage[0].left}
     if unasked := sorted(set(experiment.left) - gone):
         raise ValueError(
             f"left: no request means all data of client {', '.join(unasked)}: ask for that, or let it stay"
         )
-    _require_room(experiment, first.architecture.fresh(0), homes[0])
+    _require_room(experiment, model, homes[0])
     before: RunFolder | None = None
     for home, setting, seeds in zip(homes, settings, simulations, strict=True):
         with home.claimed(setting.experiment, {**decides, **setting.own_methods()}, command):
@@ -92,10 +93,10 @@ def run(
         before = home
 
 
-def _require_able(simulation: Simulation) -> None:
+def _require_able(simulation: Simulation, model: Weights) -> None:
     """Before the first training, not after it."""
-    setting, experiment = simulation.setting, simulation.setting.experiment
-    task = simulation.task(simulation.federation, setting.architecture.fresh(0), proxy=simulation.proxy)
+    experiment = simulation.setting.experiment
+    task = simulation.task(simulation.federation, model, proxy=simulation.proxy)
     found = dataclasses.replace(task.circumstances, history=experiment.history)  # which training will record
     for method in experiment.methods:
         if experiment.earlier and method.needs.history is not None:
@@ -161,8 +162,9 @@ class _Seed:
                 record = self.folder.record(self.seed, position, label)
                 earlier = self.before.record(self.seed, position, label) if self.before else None
                 if earlier is not None and earlier.failed:
-                    record.begin()
-                    record.finish(label, failed=f"at an earlier request: {earlier.failed}")
+                    if not record.complete:
+                        record.begin()
+                        record.finish(label, failed=f"at an earlier request: {earlier.failed}")
                     continue
                 start = _last(earlier) if earlier else weights
                 rounds = self.plan.rounds(method)
