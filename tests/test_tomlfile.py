@@ -219,6 +219,22 @@ def test_a_table_of_another_kind_replaces_the_old_one(folder: Path) -> None:
     assert document.place(("a", "c", "p")) == "base.toml:3"
 
 
+def test_options_are_those_of_what_is_named(folder: Path) -> None:
+    """Another network has other options; who changes only some of them keeps the rest."""
+    base = '[model]\nname = "cnn"\nseed = 1\noptions = { channels = [8], kernel = 5 }\n'
+    written(base, "base.toml")
+    for own, options in [
+        ('name = "resnet"\noptions = { width = 8 }', {"width": 8}),
+        ('name = "resnet"', None),
+        ('name = "cnn"\noptions = { kernel = 3 }', {"channels": [8], "kernel": 3}),
+        ("options = { kernel = 3 }", {"channels": [8], "kernel": 3}),
+    ]:
+        document = read(written(f'extends = "base.toml"\n[model]\n{own}\n'))
+        assert document.table["model"].get("options") == options
+        assert document.table["model"]["seed"] == 1
+        assert set(document.places) == set(paths(document.table))
+
+
 def test_an_array_replaces_the_old_one(folder: Path) -> None:
     written("a = [1,\n2,\n{ b = 3 }]\n[[c]]\nd = 1\n", "base.toml")
     document = read(written('extends = "base.toml"\na = [4]\nc = []\n'))

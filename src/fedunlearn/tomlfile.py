@@ -15,6 +15,7 @@ __all__ = ["Document", "KeyPath", "TomlError", "read"]
 
 _EXTENDS = "extends"
 _KIND = "kind"  # a table that names another kind is another thing, whose entries do not mix with the old one's
+_NAME, _OPTIONS = "name", "options"  # options are those of what the table names, the table's other entries are not
 _LANGUAGE = tree_sitter.Language(tree_sitter_toml.language())
 
 KeyPath = tuple[str | int, ...]
@@ -55,7 +56,8 @@ class Document:
     def extended_by(self, other: Document) -> Document:
         """Both, the other's values having precedence.
 
-        Tables are merged key by key, unless they name different kinds; everything else is replaced whole.
+        Tables are merged key by key, unless they name different kinds; everything else is replaced whole. ``options``
+        go with the ``name`` beside them: another name begins without.
         """
         places = {**self.places}
         merged = _merged(self.table, other.table, (), places)
@@ -249,12 +251,20 @@ def _merged(
 ) -> dict[str, Any]:
     """``base`` with ``over`` in it; what is replaced loses its ``places``."""
     merged = dict(base)
+    if over.get(_NAME, base.get(_NAME)) != base.get(_NAME) and _OPTIONS in base:
+        del merged[_OPTIONS]
+        _displace((*path, _OPTIONS), places)
     for key, value in over.items():
-        here, old = (*path, key), base.get(key)
+        here, old = (*path, key), merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get(_KIND) in (None, old.get(_KIND)):
             merged[key] = _merged(old, value, here, places)
         else:
             merged[key] = value
-            for where in [where for where in places if where[: len(here)] == here]:
-                del places[where]
+            _displace(here, places)
     return merged
+
+
+def _displace(above: KeyPath, places: dict[KeyPath, str]) -> None:
+    """Take out of ``places`` what stands there or below."""
+    for where in [where for where in places if where[: len(above)] == above]:
+        del places[where]
