@@ -27,7 +27,8 @@ from fedunlearn.backends.metered import Metered
 from fedunlearn.evaluation.cost import Account
 from fedunlearn.evaluation.follow import follow
 from fedunlearn.evaluation.scores import Scores
-from fedunlearn.experiment import Experiment, load
+from fedunlearn.experiment import Experiment
+from fedunlearn.experimentfile import load
 from fedunlearn.report.page import publish
 from fedunlearn.report.report import assemble
 from fedunlearn.rounds import fedavg

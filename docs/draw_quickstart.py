@@ -10,7 +10,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from fedunlearn.evaluation.rows import Row
-from fedunlearn.experiment import load
+from fedunlearn.experimentfile import load
 from fedunlearn.runner import run
 
 PICTURE = Path(__file__).parent / "pictures" / "quickstart.png"

@@ -12,7 +12,7 @@ from fedunlearn import runner
 from fedunlearn.artefacts import artefact, artefacts
 from fedunlearn.cli import main
 from fedunlearn.evaluation.published import names
-from fedunlearn.experiment import ExperimentError, load, resolved
+from fedunlearn.experimentfile import ExperimentError, load, resolved
 from fedunlearn.experiments import SCALES, reproducing, shipped
 from fedunlearn.report.shape import read_reproduction
 from fedunlearn.runfolder import RunFolder

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedunlearn.console import print_comparison, print_report
 from fedunlearn.data import datasets
 from fedunlearn.evaluation.rows import curves
-from fedunlearn.experiment import load
+from fedunlearn.experimentfile import load
 from fedunlearn.export import to_tensorboard
 from fedunlearn.record import Record
 from fedunlearn.report import figures, tables

@@ -20,17 +20,8 @@ from fedunlearn.data.partition import Dirichlet, Iid
 from fedunlearn.data.treatment import Backdoored, Turned
 from fedunlearn.evaluation import published
 from fedunlearn.evaluation.stopping import Recovered
-from fedunlearn.experiment import (
-    Data,
-    Experiment,
-    ExperimentError,
-    Keep,
-    Model,
-    Recovery,
-    Training,
-    load,
-    resolved,
-)
+from fedunlearn.experiment import Data, Experiment, Keep, Model, Recovery, Training
+from fedunlearn.experimentfile import ExperimentError, load, resolved
 from fedunlearn.experiments import shipped
 from fedunlearn.layers import FIRST
 from fedunlearn.methods.catalogue import CATALOGUE

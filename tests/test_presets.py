@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedunlearn.experiment import ExperimentError, made, resolved
+from fedunlearn.experimentfile import ExperimentError, made, resolved
 from fedunlearn.methods.badt import BadT
 from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.fcu import FCU

@@ -25,7 +25,8 @@ from fedunlearn.checkpoint import load_weights, read_metadata
 from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.evaluation.table import table
-from fedunlearn.experiment import Experiment, load
+from fedunlearn.experiment import Experiment
+from fedunlearn.experimentfile import load
 from fedunlearn.experiments import shipped
 from fedunlearn.federation import ClientContext, ClientError, Reply, Traffic, Turn
 from fedunlearn.history import HistoryError

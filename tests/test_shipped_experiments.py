@@ -16,7 +16,8 @@ from fedunlearn.architecture import Architecture
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.client import Client
 from fedunlearn.evaluation.follow import follow
-from fedunlearn.experiment import Experiment, Model, load
+from fedunlearn.experiment import Experiment, Model
+from fedunlearn.experimentfile import load
 from fedunlearn.experiments import SCALES, reproducing, shipped
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT

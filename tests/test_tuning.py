@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedunlearn.experiment import ExperimentError, load
+from fedunlearn.experimentfile import ExperimentError, load
 from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.report.report import assemble

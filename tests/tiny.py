@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tomli_w
 
-from fedunlearn.experiment import Experiment, load
+from fedunlearn.experiment import Experiment
+from fedunlearn.experimentfile import load
 from fedunlearn.tomlfile import Document
 
 TINY = """

@@ -3,140 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from pydantic_core import InitErrorDetails
 
-from fedunlearn.data.images import Cropped, Flipped
-from fedunlearn.data.partition import Dirichlet, Iid
-from fedunlearn.data.treatment import Backdoored, Turned
-from fedunlearn.evaluation.published import published, require_published
+from fedunlearn.data.partition import Iid
+from fedunlearn.evaluation.published import require_published
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
-from fedunlearn.experiments import SCALES, reproducing, shipped
 from fedunlearn.federation import ClientId, Predicate
 from fedunlearn.history import HistoryKind
-from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.negation import NoT
-from fedunlearn.methods.perturbation import PERTURBATIONS
 from fedunlearn.methods.retrain import Retrain
-from fedunlearn.presets import presets
-from fedunlearn.problems import again, meant, sentence, sentences, short, unfit, wrong
-from fedunlearn.programs import SGD, Adam, Constant, Cosine, Exponential, LocalTraining
-from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, ForgetShare
+from fedunlearn.programs import SGD, Constant, LocalTraining
+from fedunlearn.requests import AnyOf
 from fedunlearn.task import Method, changed
-from fedunlearn.tomlfile import KeyPath, TomlError, read
-from fedunlearn.tomlkinds import Kinds, as_json, sayable
+from fedunlearn.vocabulary import Contender, Images, Optimizer, Partition, Request, Schedule, StopRule, Treatment
 
-__all__ = [
-    "Data",
-    "Experiment",
-    "ExperimentError",
-    "Keep",
-    "Model",
-    "Recovery",
-    "Training",
-    "load",
-    "made",
-    "resolved",
-]
+__all__ = ["GOES_ON", "Data", "Experiment", "Keep", "Model", "Recovery", "Training"]
 
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Rounds = Annotated[int, Field(ge=1, le=10**9)]
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
-_GOES_ON = "must be true where requests follow (then): each method goes on from the model that it has left"
-
-
-class ExperimentError(ValueError):
-    """An experiment's file is not as it should be.
-
-    Attributes:
-        problems: a sentence for all that is wrong, each beginning with its place.
-    """
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
-
-
-class _Methods(Kinds):
-    """Methods, whose tables may name a preset; what stands beside it goes before it."""
-
-    def completed(self, name: str, entries: dict[str, Any]) -> dict[str, Any]:
-        """See `Kinds`."""
-        wanted = entries.pop("preset", None)
-        known = presets(name)
-        if wanted is None:
-            return entries
-        if not isinstance(wanted, str) or wanted not in known:
-            there = f"there is none of {name}" if not known else f"must be {' or '.join(known)}{meant(wanted, known)}"
-            problem = wrong("preset", f"{there}, not {short(wanted)}", wanted)
-            raise ValidationError.from_exception_data("preset", [problem])
-        return {**known[wanted].values, **entries}
-
-
-class _Requests(Kinds):
-    """Requests; an array of them is several at once."""
-
-    def __call__(self, table: Any) -> Any:
-        """See `Kinds`."""
-        if isinstance(table, AnyOf):
-            return table
-        if not isinstance(table, (list, tuple)):
-            return super().__call__(table)
-        if not table:
-            raise ValueError("must name one request at least")
-        problems: list[InitErrorDetails] = []
-        requests = []
-        for position, entry in enumerate(table):
-            try:
-                requests.append(super().__call__(entry))
-            except ValidationError as error:
-                problems += [{**again(one), "loc": (position, *one["loc"])} for one in error.errors()]
-            except ValueError as error:
-                problems.append({**wrong("request", str(error), entry), "loc": (position,)})
-        if problems:
-            raise ValidationError.from_exception_data("request", problems)
-        return requests[0] if len(requests) == 1 else AnyOf(tuple(requests))
-
-
-_PARTITIONS = Kinds(Iid=Iid, Dirichlet=Dirichlet)
-_IMAGES = Kinds(Cropped=Cropped, Flipped=Flipped)
-_TREATMENTS = Kinds(Turned=Turned, Backdoored=Backdoored)
-_OPTIMIZERS = Kinds(SGD=SGD, Adam=Adam)
-_SCHEDULES = Kinds(Constant=Constant, Cosine=Cosine, Exponential=Exponential)
-_REQUESTS = _Requests(Client=ForgetClient, Class=ForgetClass, Instances=ForgetInstances, Share=ForgetShare)
-_STOP_RULES = Kinds(Recovered=Recovered)
-_METHODS = _Methods(Method, **CATALOGUE)
-_ALL_KINDS = (
-    _PARTITIONS,
-    _IMAGES,
-    _TREATMENTS,
-    _OPTIMIZERS,
-    _SCHEDULES,
-    _REQUESTS,
-    _STOP_RULES,
-    _METHODS,
-    PERTURBATIONS,
-)
-
-Partition = Annotated[Any, BeforeValidator(_PARTITIONS)]
-Images = Annotated[Any, BeforeValidator(_IMAGES)]
-Treatment = Annotated[Any, BeforeValidator(_TREATMENTS)]
-Optimizer = Annotated[Any, BeforeValidator(_OPTIMIZERS)]
-Schedule = Annotated[Any, BeforeValidator(_SCHEDULES)]
-Request = Annotated[Any, BeforeValidator(_REQUESTS)]
-StopRule = Annotated[Any, BeforeValidator(_STOP_RULES)]
-Contender = Annotated[Any, BeforeValidator(_METHODS)]
+GOES_ON = "must be true where requests follow (then): each method goes on from the model that it has left"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -292,7 +188,7 @@ class Experiment:
             ValueError: the models that later requests go on from are not kept.
         """
         if self.then and not self.keep.last:
-            raise ValueError(f"keep.last {_GOES_ON}")
+            raise ValueError(f"keep.last {GOES_ON}")
         requests = (self.request, *self.then)
         return tuple(
             replace(self, request=request, then=(), earlier=(*self.earlier, *requests[:number]))
@@ -323,99 +219,6 @@ class Experiment:
         """How many rounds a run has, first training included, unlearning steps not."""
         once = len(self.seeds) * (self.training.rounds + sum(map(self.rounds, self.methods)))
         return once * (1 + len(self.then))
-
-
-def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment: a shipped one by its name, one that reproduces the paper as ``cpu/table-1-cnn``, or a file.
-
-    A file may say ``extends = "other.toml"`` (or a shipped one's name) and give only what is different.
-
-    Args:
-        name: of the experiment, or its file.
-        overrides: such as ``training.rounds=20``, each of one value, in order.
-
-    Raises:
-        ExperimentError: there is none, or it is not as it should be; it names all that is wrong.
-    """
-    ours = shipped()
-    named = ours | {key: path for scale in SCALES for key, path in reproducing(scale).items()}
-    path = named.get(str(name), Path(name))
-    if not path.is_file():
-        raise ExperimentError([f"there is no experiment {str(name)!r}: give a TOML file, or one of {', '.join(ours)}"])
-    try:
-        document = read(path, ours)
-        for assignment in overrides:
-            document = document.overridden(assignment)
-    except TomlError as error:
-        raise ExperimentError([str(error)]) from None
-    unsayable, problems = dict(unfit(document.table)), []
-    try:
-        plan = TypeAdapter(Experiment).validate_json(as_json(document.table), strict=True)
-    except ValidationError as error:
-        problems = error.errors()
-    if problems or unsayable:
-        raise ExperimentError(sentences(problems, unsayable, document, Experiment))
-    if disagreeing := {**dict(_disagreeing(plan)), **dict(_strangers(plan))}:
-        raise ExperimentError(sentences([], disagreeing, document, Experiment))
-    return plan
-
-
-def _disagreeing(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:
-    """Entries that do not go together, or are not for files."""
-    if plan.then and not plan.keep.last:
-        yield ("keep", "last"), _GOES_ON
-    if plan.earlier:
-        told = "is written by a run whose requests follow one another, and no run of its own can begin there"
-        yield ("earlier",), f"{told}: run the file that says `then`, in the folder above"
-
-
-def _strangers(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:
-    """What ``series`` names that there is not."""
-    if plan.series and plan.published is None:
-        yield ("series",), "stands beside nothing: say with published what the paper's methods are from"
-        return
-    rows = [row.method for row in published(plan.published).rows] if plan.published else []
-    for name, label in plan.series.items():
-        if name not in rows:
-            yield ("series", name), f"is none of the paper's{meant(name, rows)}; there are {', '.join(rows)}"
-        elif label not in plan.labels:
-            known = f"{meant(label, plan.labels)}: these are {', '.join(plan.labels)}"
-            yield ("series", name), f"{short(label)} is none of the methods{known}"
-
-
-def made(table: Mapping[str, Any]) -> Method:
-    """A method as a file says it: its kind, perhaps a preset, and hyper-parameters.
-
-    Raises:
-        ExperimentError: it is none, or a hyper-parameter is not as it should be.
-    """
-    try:
-        return cast(Method, _METHODS(table))
-    except ValidationError as error:
-        raise ExperimentError(
-            f"{'.'.join(map(str, problem['loc']))}: {sentence(problem, problem['loc'], Experiment)}"
-            for problem in error.errors()
-        ) from None
-
-
-def resolved(value: Any) -> Any:
-    """An experiment, or a part of one, as a file would say it with nothing left to defaults.
-
-    What a file cannot say is left out: None, and `fedunlearn.FIRST`; both are defaults. `load` of what this gives
-    for an experiment is the same experiment.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): resolved(item) for key, item in value.items() if sayable(item)}
-    if isinstance(value, AnyOf):
-        value = value.requests
-    if isinstance(value, (tuple, list)):
-        return [resolved(item) for item in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-    said = {name: resolved(item) for name, item in fields.items() if sayable(item)}
-    kinds = next((kinds for kinds in _ALL_KINDS if kinds.has(value)), None)
-    return {"kind": kinds.name(value), **said} if kinds else said
 
 
 def _labels(methods: Sequence[Method]) -> tuple[str, ...]:

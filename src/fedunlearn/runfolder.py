@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 from fedunlearn.atomic import FileError, atomic_write, read_json, write_json
 from fedunlearn.checkpoint import CheckpointError
 from fedunlearn.environment import environment
-from fedunlearn.experiment import Experiment, resolved
+from fedunlearn.experiment import Experiment
+from fedunlearn.experimentfile import resolved
 from fedunlearn.record import Record, copy_durably
 
 __all__ = ["Cache", "FolderError", "RunFolder", "differences", "folders", "leaves", "runs_in"]

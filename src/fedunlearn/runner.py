@@ -20,7 +20,8 @@ from fedunlearn.evaluation.cost import Account
 from fedunlearn.evaluation.follow import Step, recovering, require, timed, unlearning
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import Scores
-from fedunlearn.experiment import Experiment, resolved
+from fedunlearn.experiment import Experiment
+from fedunlearn.experimentfile import resolved
 from fedunlearn.federation import Federation, Phase, Traffic, Work
 from fedunlearn.history import KINDS, History, HistoryError, kept_bytes
 from fedunlearn.methods.retrain import Retrain

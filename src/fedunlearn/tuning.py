@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fedunlearn.evaluation.rows import Row
-from fedunlearn.experiment import Experiment, made
+from fedunlearn.experiment import Experiment
+from fedunlearn.experimentfile import made
 from fedunlearn.methods.finetune import FineTune
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.presets import grid

@@ -62,7 +62,7 @@ def reproduce_artefact(
     from fedunlearn.console import print_reproduction
     from fedunlearn.data import datasets
     from fedunlearn.evaluation.published import whole_of
-    from fedunlearn.experiment import load
+    from fedunlearn.experimentfile import load
     from fedunlearn.report.page import publish, publish_reproduction
     from fedunlearn.report.report import assemble
     from fedunlearn.report.shape import Reproduction, shape_of

@@ -57,7 +57,7 @@ def run_experiment(
 ) -> None:
     """Compare methods at one deletion request; broken off, the same command goes on."""
     from fedunlearn.data import datasets
-    from fedunlearn.experiment import load
+    from fedunlearn.experimentfile import load
     from fedunlearn.report.report import assemble
     from fedunlearn.runfolder import RunFolder, folders
 
@@ -93,7 +93,7 @@ def tune_method(
     import tomli_w
 
     from fedunlearn.console import print_trials
-    from fedunlearn.experiment import load, resolved
+    from fedunlearn.experimentfile import load, resolved
     from fedunlearn.report.page import publish
     from fedunlearn.report.report import assemble
     from fedunlearn.tuning import SEARCH, TESTED, Search
