@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
 
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.contract import small_federation
+from fedunlearn.evaluation.membership import mia
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,3 +41,12 @@ def two_workers() -> Iterator[InProcess]:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads what a user's runs have trained, or leaves something there."""
     monkeypatch.setenv("FEDUNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def quick_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One subsample instead of five: the attack is three quarters of a tiny run's time.
+
+    For tests to which its value does not matter, and whose runs are all made in this process.
+    """
+    monkeypatch.setattr("fedunlearn.evaluation.scores.mia", functools.partial(mia, repeats=1))

@@ -19,6 +19,8 @@ from fedunlearn.runfolder import RunFolder
 from fedunlearn.simulation import Setting
 from tiny import tiny_text
 
+pytestmark = pytest.mark.usefixtures("quick_attack")
+
 TEXT = tiny_text(
     *("minutes=0.1", "published=table-1/cifar-10/cnn", "seeds=[0]", "data.clients=3", "model.options.channels=[2, 4]"),
     *("recovery.rounds=2", "recovery.evaluate_every=1"),

@@ -141,6 +141,8 @@ OWN = """
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("quick_attack")
+
 class Net(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Flatten(), nn.Linear(4, 3))

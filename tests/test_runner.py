@@ -347,7 +347,7 @@ def test_a_first_training_that_diverges_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+def slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_attack: None) -> Experiment:
     """Every way in which a part can be under way: training, one step, several steps with a carry, recovery."""
     (tmp_path / "slowly.py").write_text(SLOWLY)
     monkeypatch.chdir(tmp_path)

@@ -14,6 +14,8 @@ from fedunlearn.report.report import assemble
 from fedunlearn.tuning import SEARCH, TESTED, Search
 from tiny import tiny_text
 
+pytestmark = pytest.mark.usefixtures("quick_attack")
+
 
 @pytest.fixture
 def plan_file(tmp_path: Path) -> Path:
