@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(VENV)/bin/fedunlearn run quickstart
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -85,15 +85,14 @@ METHODS: list[Method] = [  # a newcomer stands here too
 ]
 
 
-@pytest.fixture(scope="module", params=["one_worker", "two_workers"])
-def federation(request: pytest.FixtureRequest) -> InProcess:
-    found: InProcess = request.getfixturevalue(request.param)
-    return found
+# With two workers one request is enough: that they give the bits of one is a test of its own, for all requests.
+SETTINGS = [("one_worker", "client"), ("one_worker", "class"), ("one_worker", "instances"), ("two_workers", "client")]
 
 
-@pytest.fixture(scope="module", params=REQUESTS)
-def task(request: pytest.FixtureRequest, federation: InProcess) -> Task:
-    return small_task(REQUESTS[request.param], federation)
+@pytest.fixture(scope="module", params=SETTINGS, ids="-".join)
+def task(request: pytest.FixtureRequest) -> Task:
+    workers, asked = request.param
+    return small_task(REQUESTS[asked], request.getfixturevalue(workers))
 
 
 @pytest.mark.parametrize("check", CHECKS)
