@@ -233,6 +233,11 @@ def test_options_are_those_of_what_is_named(folder: Path) -> None:
         assert document.table["model"].get("options") == options
         assert document.table["model"]["seed"] == 1
         assert set(document.places) == set(paths(document.table))
+    base_document = read(Path("base.toml"))
+    for name, kept in (("resnet", False), ("cnn", True)):
+        document = base_document.overridden(f"model.name={name}")
+        assert ("options" in document.table["model"]) is kept
+        assert set(document.places) == set(paths(document.table))
 
 
 def test_an_array_replaces_the_old_one(folder: Path) -> None:

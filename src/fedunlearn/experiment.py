@@ -25,14 +25,14 @@ from fedunlearn.requests import AnyOf
 from fedunlearn.task import Method, changed
 from fedunlearn.vocabulary import Contender, Images, Optimizer, Partition, Request, Schedule, StopRule, Treatment
 
-__all__ = ["GOES_ON", "Data", "Experiment", "Keep", "Model", "Recovery", "Training"]
+__all__ = ["MUST_KEEP_LAST", "Data", "Experiment", "Keep", "Model", "Recovery", "Training"]
 
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Rounds = Annotated[int, Field(ge=1, le=10**9)]
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
-GOES_ON = "must be true where requests follow (then): each method goes on from the model that it has left"
+MUST_KEEP_LAST = "must be true where requests follow (then): each method goes on from the model that it has left"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -188,7 +188,7 @@ class Experiment:
             ValueError: the models that later requests go on from are not kept.
         """
         if self.then and not self.keep.last:
-            raise ValueError(f"keep.last {GOES_ON}")
+            raise ValueError(f"keep.last {MUST_KEEP_LAST}")
         requests = (self.request, *self.then)
         return tuple(
             replace(self, request=request, then=(), earlier=(*self.earlier, *requests[:number]))

@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 from fedunlearn.evaluation.published import published
-from fedunlearn.experiment import GOES_ON, Experiment
+from fedunlearn.experiment import MUST_KEEP_LAST, Experiment
 from fedunlearn.experiments import SCALES, reproducing, shipped
 from fedunlearn.problems import meant, sentence, sentences, short, unfit
 from fedunlearn.requests import AnyOf
@@ -64,7 +64,7 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         problems = error.errors()
     if problems or unsayable:
         raise ExperimentError(sentences(problems, unsayable, document, Experiment))
-    if disagreeing := {**dict(_disagreeing(plan)), **dict(_strangers(plan))}:
+    if disagreeing := {**dict(_disagreeing(plan)), **dict(_unknown_series(plan))}:
         raise ExperimentError(sentences([], disagreeing, document, Experiment))
     return plan
 
@@ -72,14 +72,14 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 def _disagreeing(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:
     """Entries that do not go together, or are not for files."""
     if plan.then and not plan.keep.last:
-        yield ("keep", "last"), GOES_ON
+        yield ("keep", "last"), MUST_KEEP_LAST
     if plan.earlier:
         told = "is written by a run whose requests follow one another, and no run of its own can begin there"
         yield ("earlier",), f"{told}: run the file that says `then`, in the folder above"
 
 
-def _strangers(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:
-    """What ``series`` names that there is not."""
+def _unknown_series(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:
+    """Names in ``series`` that do not exist."""
     if plan.series and plan.published is None:
         yield ("series",), "stands beside nothing: say with published what the paper's methods are from"
         return
@@ -110,8 +110,8 @@ def made(table: Mapping[str, Any]) -> Method:
 def resolved(value: Any) -> Any:
     """An experiment, or a part of one, as a file would say it with nothing left to defaults.
 
-    What a file cannot say is left out: None, and `fedunlearn.FIRST`; both are defaults. `load` of what this gives
-    for an experiment is the same experiment.
+    What a file cannot say is left out: None, and `fedunlearn.FIRST`; both are defaults. Written to a file, an
+    experiment without ``earlier`` loads as itself.
     """
     if isinstance(value, Mapping):
         return {str(key): resolved(item) for key, item in value.items() if sayable(item)}

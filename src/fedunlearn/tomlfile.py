@@ -15,7 +15,7 @@ __all__ = ["Document", "KeyPath", "TomlError", "read"]
 
 _EXTENDS = "extends"
 _KIND = "kind"  # a table that names another kind is another thing, whose entries do not mix with the old one's
-_NAME, _OPTIONS = "name", "options"  # options are those of what the table names, the table's other entries are not
+_NAME, _OPTIONS = "name", "options"  # options belong to what is named beside them, and do not outlive it
 _LANGUAGE = tree_sitter.Language(tree_sitter_toml.language())
 
 KeyPath = tuple[str | int, ...]
@@ -67,6 +67,8 @@ class Document:
     def overridden(self, assignment: str) -> Document:
         """With one value set, as by ``training.rounds=20``: the value is TOML, or, if it is none, text.
 
+        Another ``name`` begins without ``options``, as in `extended_by`.
+
         Raises:
             TomlError: it is no assignment, or leads through something that is no table.
         """
@@ -76,6 +78,7 @@ class Document:
         if not path:
             raise TomlError(f"{source}: write KEY=VALUE, such as training.rounds=20")
         table = holder = _copied(self.table)
+        places = {**self.places}
         exact: KeyPath = ()
         new: list[KeyPath] = []
         for part in path:
@@ -85,13 +88,17 @@ class Document:
                 raise TomlError(f"{source}: {_dotted(exact)} is no table: set it as a whole")
             exact = (*exact, part)
             if len(exact) == len(path):
-                holder[part] = _value(text)
+                value = _value(text)
+                if part == _NAME and isinstance(holder, dict) and holder.get(_NAME) != value:
+                    holder.pop(_OPTIONS, None)
+                    _displace((*exact[:-1], _OPTIONS), places)
+                holder[part] = value
             elif isinstance(holder, dict) and part not in holder:
                 holder[part] = {}
                 new.append(exact)
             holder = holder[part]
-        kept = {where: place for where, place in self.places.items() if where[: len(exact)] != exact}
-        return Document(table, self.source, {**kept, **dict.fromkeys([*new, exact], source)})
+        _displace(exact, places)
+        return Document(table, self.source, {**places, **dict.fromkeys([*new, exact], source)})
 
 
 def read(path: Path, named: Mapping[str, Path] | None = None) -> Document:

@@ -1,4 +1,4 @@
-"""What an experiment's file can name: partitions, treatments, optimizers, requests, stop rules, methods."""
+"""What an experiment's file can name by its kind: who holds what, how they train, what is asked, who answers."""
 
 from __future__ import annotations
 
