@@ -12,11 +12,13 @@ from xml.etree import ElementTree
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from fedunlearn.evaluation.scores import ForgetSet
 from fedunlearn.report.beside import pictures_of
-from fedunlearn.report.drawing import COLOURS
+from fedunlearn.report.drawing import COLOURS, axes_for, put_legend
 from fedunlearn.report.page import page, publish, reproduction_page
 from fedunlearn.report.report import Report
 from fedunlearn.report.shape import Reproduction, shape_of
@@ -348,3 +350,15 @@ def test_several_runs_on_one_page(report: Report, folder: Path) -> None:
     assert "first: NoT" in text  # in the legends
     assert (folder / "figures" / "run2-losses-3-NoT.svg").is_file()
     assert not (folder / "report.json").exists()
+
+
+@given(st.sets(st.text(alphabet="ab", min_size=60, max_size=90), min_size=2, max_size=4))
+@example({f"NoT(layers=encoder.layers.encoder_layer_{number}.self_attention[q])" for number in range(3)})
+@settings(max_examples=15, deadline=None)
+def test_what_a_legend_shortens_stays_distinct(labels: set[str]) -> None:
+    with axes_for("", "", "", legend=sorted(labels)) as (figure, axes):
+        for label in labels:
+            axes.plot([0, 1], label=label)
+        put_legend(figure, axes)
+        (legend,) = figure.legends
+        assert len({text.get_text() for text in legend.get_texts()}) == len(labels)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import matplotlib as mpl
@@ -144,12 +145,23 @@ class axes_for:  # noqa: N801 - used like a function
 def put_legend(figure: Figure, axes: Axes) -> None:
     """Below the axes, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, list(map(_short, labels)), loc="outside lower center", ncols=_columns(labels))
+    figure.legend(handles, _shortened(labels), loc="outside lower center", ncols=_columns(labels))
 
 
 def _short(label: str) -> str:
     """Of a long label both ends: the run, and the method."""
     return label if len(label) <= _LABEL else f"{label[: _LABEL // 2 - 1]}…{label[-_LABEL // 2 :]}"
+
+
+def _shortened(labels: Sequence[str]) -> list[str]:
+    """Short, and as different as they were: those whose ends are alike are cut where they begin to differ."""
+    told = list(map(_short, labels))
+    for position, label in enumerate(labels):
+        alike = {other for other in labels if _short(other) == _short(label)}
+        if len(alike) > 1:
+            differs = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*alike, strict=False)))
+            told[position] = f"{label[: _LABEL // 4]}…{label[max(differs - _LABEL // 6, _LABEL // 4) :]}"[:_LABEL]
+    return told if len(set(told)) == len(set(labels)) else list(labels)
 
 
 def _columns(labels: Sequence[str]) -> int:
