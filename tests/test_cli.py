@@ -15,6 +15,8 @@ from fedunlearn.cli import main
 from fedunlearn.experiments import shipped
 from tiny import TINY, tiny_text
 
+pytestmark = pytest.mark.usefixtures("quick_attack")
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
@@ -140,8 +142,6 @@ def test_help_comes_at_once(tmp_path: Path) -> None:
 OWN = """
 import torch
 from torch import nn
-
-pytestmark = pytest.mark.usefixtures("quick_attack")
 
 class Net(nn.Sequential):
     def __init__(self):

@@ -99,7 +99,7 @@ def test_what_stands_beside_a_preset_goes_before_it() -> None:
         (
             {"kind": "PGD", "preset": 3},
             "preset: must be paper-cnn or paper-resnet18 or paper-vit or original or tuned-fashion or "
-            "tuned-small-resnet or tuned-small-vit, not 3",
+            "tuned-small-vit or tuned-small-resnet, not 3",
         ),
         ({"kind": "PGD", "preset": "original", "lr": -1.0}, "lr: must be greater than 0, not -1.0"),
     ],
