@@ -6,10 +6,14 @@ import functools
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.contract import small_federation
 from fedunlearn.evaluation.membership import mia
+
+settings.register_profile("any machine", deadline=None)  # a busy machine is no reason to fail
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
