@@ -89,9 +89,8 @@ class Document:
             exact = (*exact, part)
             if len(exact) == len(path):
                 value = _value(text)
-                if part == _NAME and isinstance(holder, dict) and holder.get(_NAME) != value:
-                    holder.pop(_OPTIONS, None)
-                    _displace((*exact[:-1], _OPTIONS), places)
+                if part == _NAME:
+                    _let_options_go(holder, value, exact[:-1], places)
                 holder[part] = value
             elif isinstance(holder, dict) and part not in holder:
                 holder[part] = {}
@@ -258,9 +257,8 @@ def _merged(
 ) -> dict[str, Any]:
     """``base`` with ``over`` in it; what is replaced loses its ``places``."""
     merged = dict(base)
-    if over.get(_NAME, base.get(_NAME)) != base.get(_NAME) and _OPTIONS in base:
-        del merged[_OPTIONS]
-        _displace((*path, _OPTIONS), places)
+    if _NAME in over:
+        _let_options_go(merged, over[_NAME], path, places)
     for key, value in over.items():
         here, old = (*path, key), merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get(_KIND) in (None, old.get(_KIND)):
@@ -269,6 +267,13 @@ def _merged(
             merged[key] = value
             _displace(here, places)
     return merged
+
+
+def _let_options_go(table: dict[str, Any], name: Any, path: KeyPath, places: dict[KeyPath, str]) -> None:
+    """From a table at ``path`` that is about to get this name, unless it has it."""
+    if table.get(_NAME) != name and _OPTIONS in table:
+        del table[_OPTIONS]
+        _displace((*path, _OPTIONS), places)
 
 
 def _displace(above: KeyPath, places: dict[KeyPath, str]) -> None:

@@ -155,9 +155,10 @@ def _short(label: str) -> str:
 
 def _shortened(labels: Sequence[str]) -> list[str]:
     """Short, and as different as they were: those whose ends are alike are cut where they begin to differ."""
-    told = list(map(_short, labels))
+    short = list(map(_short, labels))
+    told = list(short)
     for position, label in enumerate(labels):
-        alike = {other for other in labels if _short(other) == _short(label)}
+        alike = {other for other, ends in zip(labels, short, strict=True) if ends == short[position]}
         if len(alike) > 1:
             differs = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*alike, strict=False)))
             told[position] = f"{label[: _LABEL // 4]}…{label[max(differs - _LABEL // 6, _LABEL // 4) :]}"[:_LABEL]
