@@ -151,8 +151,8 @@ class Experiment:
         minutes: how long a run takes on two cores, about.
         published: the paper's results to show beside ours: table, data set and network, or a figure, as
             `fedunlearn.evaluation.published` knows them.
-        series: which of our methods stands beside one of the paper's, by the paper's name; others stand beside those of
-            their own name.
+        series: which of our methods stands beside one of the paper's, by the paper's name; others stand beside those
+            of their own name.
         data, model, training, recovery, keep: see there.
         request: what is to be forgotten; an array of requests: all of it at once.
         methods: that are compared; Retrain, the reference, is always among them. Hyper-parameters may be those of a
@@ -161,6 +161,9 @@ class Experiment:
         then: what is asked later, one request after the other: each method goes on from the model that it has left.
         earlier: what was asked before; `stages` sets it.
         left: clients who are gone when the request for all of their data is answered: nobody can ask them to help.
+        shadow: None, or the seed whose data these are, but for tosses of a coin at each seed: at each training sample,
+            one decides whether the client holds it or its twin (`fedunlearn.dealing.Deal.twins`). Such shadows are
+            what attackers compare a model with; they are not scored. `fedunlearn audit` sets it.
     """
 
     title: str
@@ -179,6 +182,7 @@ class Experiment:
     then: tuple[Request, ...] = ()
     earlier: tuple[Request, ...] = ()
     left: Annotated[tuple[ClientId, ...], AfterValidator(_distinct)] = ()
+    shadow: _Seed | None = None
 
     @property
     def stages(self) -> tuple[Experiment, ...]:

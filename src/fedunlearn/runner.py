@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from itertools import chain, combinations, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedunlearn.amounts import tell_bytes
 from fedunlearn.backends.in_process import best_device
@@ -34,7 +34,7 @@ from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method
 from fedunlearn.weights import Weights
 
-__all__ = ["run"]
+__all__ = ["kept_models", "run"]
 
 FIRST_TRAINING, UNLEARNED, HISTORY = "First training", "unlearned", "history"  # names of a record and in records
 
@@ -177,8 +177,10 @@ class _Seed:
     def _original(self, last: Row, weights: Weights) -> Row:
         record = self.folder.record(self.seed, 1, ORIGINAL)
         if not record.complete:
-            validation = self.simulation.validate(self.simulation.federation, weights)
-            scores = self.simulation.score(weights, final=True, validation=validation)
+            scores = None
+            if self.plan.shadow is None:
+                validation = self.simulation.validate(self.simulation.federation, weights)
+                scores = self.simulation.score(weights, final=True, validation=validation)
             record.begin()
             record.add(dataclasses.replace(last, scores=scores))
             record.finish(ORIGINAL)
@@ -240,6 +242,8 @@ class _Part(ABC):
             data = dataclasses.replace(data, proxy=0)  # which changes nobody's data then
         said: dict[str, Any] = {"part": self.label, "seed": self.seed, "decides": dict(self.decides)}
         said |= {"data": data, "model": plan.model, "training": plan.training, "keep": plan.keep}
+        if plan.shadow is not None:  # the server's samples and the request decide who has a twin
+            said |= {"shadow": plan.shadow, "request": plan.request, "data": plan.data}
         yield {name: resolved(value) for name, value in said.items()}
 
     @abstractmethod
@@ -394,7 +398,9 @@ class _Contender(_Part):
         due = final or self.done % self.plan.recovery.evaluate_every == 0
         return self._scored(step.round.after, final=final) if due else None
 
-    def _scored(self, weights: Weights, *, final: bool) -> Scores:
+    def _scored(self, weights: Weights, *, final: bool) -> Scores | None:
+        if self.plan.shadow is not None:
+            return None
         validation = None
         if any(self.simulation.partition.validation):
             # What those who stay are asked is a stop rule's cost; all else only a simulation can know.
@@ -402,6 +408,16 @@ class _Contender(_Part):
             validation = self.simulation.validate(self.everybody, weights)
             self.account.add("evaluate", time.perf_counter() - started)
         return self.simulation.score(weights, final=final, validation=validation)
+
+
+def kept_models(home: RunFolder, seed: int) -> Iterator[tuple[str, Literal["unlearned", "last"], Weights]]:
+    """The models that a complete seed has kept: method, moment, weights; the model before the request is the first."""
+    training, original, *others = home.records(seed)
+    yield original.label, "last", training.kept(_named("train", training.rows[-1].rounds))
+    for record in others:
+        if not record.failed:
+            yield record.label, "unlearned", record.kept(UNLEARNED)
+            yield record.label, "last", _last(record)
 
 
 def _last(record: Record) -> Weights:

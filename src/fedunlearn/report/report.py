@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fedunlearn.atomic import read_json, write_json
+from fedunlearn.dealing import Partition
 from fedunlearn.evaluation.published import Block, published
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import MEASURES
@@ -23,7 +24,6 @@ from fedunlearn.methods.catalogue import CATALOGUE
 from fedunlearn.presets import Origin, origins
 from fedunlearn.record import RecordError
 from fedunlearn.runfolder import FolderError, RunFolder, differences
-from fedunlearn.simulation import Partition
 from fedunlearn.task import defaults
 
 __all__ = [
@@ -198,6 +198,8 @@ def assemble(folder: Path) -> Report:
     """
     home = RunFolder(folder)
     experiment = home.experiment
+    if "shadow" in experiment:
+        raise FolderError(f"{folder} is a shadow of another run, made for its audit, and has no scores: name that run")
     parts = 2 + len(experiment["methods"])
     rows: list[Row] = []
     partitions: dict[int, Partition] = {}

@@ -1,0 +1,148 @@
+"""How sure an audit is: curves and areas of attacks, intervals, and what so many shadows could have found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+__all__ = [
+    "LEVEL",
+    "POWER",
+    "Interval",
+    "auc",
+    "detectable",
+    "found_at",
+    "holm",
+    "mean",
+    "needed",
+    "proportion",
+    "sign_flips",
+    "within",
+]
+
+LEVEL, POWER = 0.05, 0.8
+"""Of tests, one-sided, and of intervals, two-sided; and the chance to find what an audit says it would have found."""
+
+_FLIPS = 9999
+_RESAMPLES = 1000
+_NEGATIVES = 10  # a rate of false positives of r needs 10 / r negatives
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval; the bounds are the estimate where there is nothing to tell it from."""
+
+    value: float
+    low: float
+    high: float
+
+
+def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """How often a member's score is above another's, over all pairs; ties count half. By chance 0.5."""
+    labels = np.repeat([1, 0], [len(members), len(others)])
+    return float(roc_auc_score(labels, np.concatenate([members, others])))
+
+
+def found_at(members: NDArray[np.float64], others: NDArray[np.float64], rate: float, seed: int = 0) -> Interval | None:
+    """Share of the members that an attack finds at a rate of false positives.
+
+    Args:
+        members, others: scores, ``(N, S)`` each, a row a model; the interval is a bootstrap over models.
+        rate: of false positives, in (0, 1).
+        seed: of the bootstrap.
+
+    Returns:
+        None: there are fewer negatives than ten times 1 / ``rate``, too few to tell.
+    """
+    if others.size * rate < _NEGATIVES:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(members), size=(_RESAMPLES, len(members)))
+    values = [_rate(members[rows], others[rows], rate) for rows in drawn]
+    low, high = np.quantile(values, [LEVEL / 2, 1 - LEVEL / 2])
+    return Interval(_rate(members, others, rate), float(low), float(high))
+
+
+def mean(values: NDArray[np.float64]) -> Interval:
+    """Mean of independent values with Student's interval; of one value: everything is possible."""
+    value = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(value, -np.inf, np.inf)
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stats.sem(values))
+    return Interval(value, value - half, value + half)
+
+
+def within(members: NDArray[np.float64], others: NDArray[np.float64], seed: int = 0) -> Interval:
+    """`auc` of one model, with a bootstrap over pairs of a member and its twin.
+
+    Args:
+        members, others: scores, ``(S,)`` each, twins at the same position.
+        seed: of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(members), size=(_RESAMPLES, len(members)))
+    low, high = np.quantile([auc(members[rows], others[rows]) for rows in drawn], [LEVEL / 2, 1 - LEVEL / 2])
+    return Interval(auc(members, others), float(low), float(high))
+
+
+def proportion(successes: int, trials: int) -> Interval:
+    """A share with Clopper's and Pearson's interval, which never promises too much."""
+    found = stats.binomtest(successes, trials).proportion_ci(1 - LEVEL, "exact")
+    return Interval(successes / trials, float(found.low), float(found.high))
+
+
+def sign_flips(differences: NDArray[np.float64], seed: int = 0) -> float:
+    """How often chance alone gives a sum as large: p-value of the differences between members and their twins.
+
+    Which of two twins was in training was a coin toss. Had the model not seen it, each difference could as well have
+    the other sign, so this test needs no shadow and no assumption on the scores.
+    """
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 2, size=(_FLIPS, len(differences)), dtype=np.int8) * 2 - 1
+    return float(
+        (1 + np.sum(signs @ differences >= differences.sum() - 1e-12 * np.abs(differences).sum())) / (1 + _FLIPS)
+    )
+
+
+def detectable(trials: int) -> float | None:
+    """The smallest rate of wins that so many trials tell from 1/2 at level 5 % with a power of 80 %, exactly.
+
+    None: not even winning always would be told from chance, which takes five trials.
+    """
+    critical = int(stats.binom.isf(LEVEL, trials, 0.5)) + 1  # P(wins >= critical | chance) <= LEVEL
+    if critical > trials:
+        return None
+    # P(wins >= critical | rate) = P(Beta(critical, trials - critical + 1) <= rate)
+    return float(stats.beta.ppf(POWER, critical, trials - critical + 1))
+
+
+def needed(rate: float) -> int:
+    """The smallest number of trials with which `detectable` is ``rate`` or less; ``rate`` in (0.5, 1]."""
+    if not 0.5 < rate <= 1:
+        raise ValueError(f"a rate of wins to be found lies above 0.5 and not above 1, not at {rate}")
+    trials = 5
+    while (found := detectable(trials)) is None or found > rate:
+        trials += 1
+    return trials
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's adjustment: the p-values of several tests, such that one false alarm in all of them is as rare as
+    LEVEL."""
+    order = np.argsort(p)
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[position]))
+        adjusted[position] = largest
+    return adjusted
+
+
+def _rate(members: NDArray[np.float64], others: NDArray[np.float64], rate: float) -> float:
+    """Members strictly above the threshold that at most ``rate`` of the others are strictly above."""
+    ordered = np.sort(others, axis=None)
+    threshold = ordered[len(ordered) - 1 - int(np.floor(rate * len(ordered)))]
+    return float(np.mean(members > threshold))

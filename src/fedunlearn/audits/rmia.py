@@ -1,0 +1,56 @@
+"""RMIA: a membership attack that needs few reference models, none of which has seen the sample."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["rmia"]
+
+
+def rmia(
+    references: NDArray[np.float64],
+    member: NDArray[np.bool_],
+    audited: NDArray[np.float64],
+    population_references: NDArray[np.float64],
+    population: NDArray[np.float64],
+    *,
+    a: float = 0.3,
+    gamma: float = 2.0,
+) -> NDArray[np.float64]:
+    """Share of the population that a sample beats in how much likelier the model makes it than models at large.
+
+    Zarifzadeh, Liu, Shokri, "Low-cost high-power membership inference attacks" (ICML 2024), offline: with
+    ratio(x) = p(x | model) / p(x), the score is Pr over z of [ratio(x) / ratio(z) >= gamma]; p(x), which online is a
+    mean over models that have seen x and that have not, is estimated from the latter alone as
+    ((1 + a) p_out(x) + 1 - a) / 2 (their equations 5 and 10, section 2.2).
+
+    Args:
+        references: probabilities that N models give the true class of S samples, ``(N, S)``, in [0, 1].
+        member: which of the models has seen which sample, ``(N, S)``; those are not looked at.
+        audited: probabilities of the model that is attacked, ``(S,)``.
+        population_references, population: the same of Z samples that nobody has seen, ``(N, Z)`` and ``(Z,)``.
+        a: how much p_out tells of p_in; 0: nothing, 1: all. Their value for CIFAR-10 is about 0.3.
+        gamma: how much is clearly more.
+
+    Returns:
+        ``(S,)``, in [0, 1]. 0.5 where all references have seen the sample.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if references.shape != member.shape or references.shape[1:] != audited.shape or not len(references):
+        raise ValueError(f"{references.shape} references, {member.shape} memberships and {audited.shape} do not fit")
+    if population_references.shape != (len(references), *population.shape) or not len(population):
+        raise ValueError(f"{population_references.shape} references and a population of {population.shape} do not fit")
+    seen = member.all(0)
+    outside = np.where(member, 0.0, references).sum(0) / np.maximum((~member).sum(0), 1)
+    ratio = audited / _anywhere(outside, a)
+    others = np.sort(population / _anywhere(population_references.mean(0), a))
+    beaten = np.searchsorted(others, ratio / gamma, side="right") / len(others)
+    return np.where(seen, 0.5, beaten)
+
+
+def _anywhere(outside: NDArray[np.float64], a: float) -> NDArray[np.float64]:
+    """p(x) from p_out(x); 0 only where both are."""
+    return np.maximum(((1 + a) * outside + (1 - a)) / 2, np.finfo(np.float64).tiny)
