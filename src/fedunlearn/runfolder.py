@@ -26,7 +26,7 @@ from fedunlearn.experiment import Experiment
 from fedunlearn.experimentfile import resolved
 from fedunlearn.record import Record, copy_durably
 
-__all__ = ["Cache", "FolderError", "RunFolder", "differences", "folders", "leaves", "runs_in"]
+__all__ = ["Cache", "FolderError", "InUseError", "RunFolder", "differences", "folders", "leaves", "runs_in"]
 
 _EXPERIMENT, _ENVIRONMENT, _PARTITION, _LOCK = "experiment.toml", "environment.json", "partition.json", ".lock"
 
@@ -52,6 +52,10 @@ def runs_in(folder: Path) -> list[Path]:
     """The runs that there are in a folder, or below it where requests followed one another; else the folder itself."""
     below = sorted(folder.glob(f"{_REQUEST}-[0-9]*"), key=lambda path: (len(path.name), path.name))
     return [folder] if (folder / _EXPERIMENT).exists() or not below else below
+
+
+class InUseError(FolderError):
+    """Somebody else is at work in a folder."""
 
 
 class RunFolder:
@@ -88,14 +92,15 @@ class RunFolder:
         try:
             with lock.acquire(timeout=0):
                 self._require_own(experiment, decides)
-                _sweep(self.path.rglob(".*.tmp"))  # of a process that was killed: nobody else is at work here
+                # Of a process that was killed: nobody else is at work on these.
+                _sweep([*self.path.glob(".*.tmp"), *self.path.glob("seed-*/**/.*.tmp")])
                 with atomic_write(self.path / _EXPERIMENT) as file:
                     tomli_w.dump(resolved(experiment), file)
                 if not self._all_done(experiment):
                     self._write_session(decides, command)
                 yield
         except Timeout:
-            raise FolderError(
+            raise InUseError(
                 f"{self.path} is in use by another run: wait for it, or choose another folder with --output"
             ) from None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,20 +160,43 @@ class Targets:
         swapped = [held == twin for held, twin in zip(mixed, self.twins, strict=True)]
         return torch.cat([heads[self.position[self.client == number]] for number, heads in enumerate(swapped)])
 
+    def forgotten(self) -> tuple[InProcess, InProcess, InProcess]:
+        """Three federations: the targets that are to be forgotten, at their clients; their twins; the population."""
+        own, twins = (self._held(swap, self.forget) for swap in (False, True))
+        architecture, workers = self.simulation.setting.architecture, self.simulation.setting.workers
+        own_samples, twin_samples, population = (
+            InProcess(architecture, clients, workers=workers) for clients in (own, twins, [self._population()])
+        )
+        return own_samples, twin_samples, population
+
     @cached_property
     def _samples(self) -> InProcess:
-        """As a federation: those that the run's clients hold, the twins, the population."""
-        deal, setting = self.simulation.deal, self.simulation.setting
-        swapped = [torch.where(twin >= 0, twin, own) for own, twin in zip(deal.held, self.twins, strict=True)]
-        parts = []
-        for kind, held in (("own", deal.held), ("twin", swapped)):
-            for number, client in enumerate(deal.clients(held)):
-                of = client.indices[self.position[self.client == number]]
-                parts.append(Client.of(f"{kind} {number}", client.samples, of, validation=0))
-        test = setting.data.test
-        of = torch.randperm(len(test.labels), generator=generator(deal.seed, "population"))[:_MOST]
-        parts.append(Client.of("population", test, of, validation=0))
-        return InProcess(setting.architecture, parts, workers=setting.workers)
+        """All in one federation, the targets, the twins, the population."""
+        every = torch.ones_like(self.forget)
+        clients = [
+            dataclasses.replace(client, id=f"{kind} {client.id}")
+            for kind, swap in (("own", False), ("twin", True))
+            for client in self._held(swap, every)
+        ]
+        setting = self.simulation.setting
+        return InProcess(setting.architecture, [*clients, self._population()], workers=setting.workers)
+
+    def _held(self, swap: bool, which: Tensor) -> list[Client]:
+        """Some of the targets, or of their twins, at the clients that hold the targets."""
+        deal = self.simulation.deal
+        held = [
+            torch.where(twin >= 0, twin, own) if swap else own for own, twin in zip(deal.held, self.twins, strict=True)
+        ]
+        return [
+            Client.of(client.id, client.samples, client.indices[positions], validation=0)
+            for number, client in enumerate(deal.clients(held))
+            if len(positions := self.position[which & (self.client == number)])
+        ]
+
+    def _population(self) -> Client:
+        test = self.simulation.setting.data.test
+        drawn = torch.randperm(len(test.labels), generator=generator(self.simulation.deal.seed, "population"))
+        return Client.of("population", test, drawn[:_MOST], validation=0)
 
     def read(self, weights: Weights) -> Reading:
         """What a model says of the targets.
@@ -206,7 +230,6 @@ def shadow_of(experiment: Experiment, seed: int, number: int) -> Experiment:
 
 def shadow(
     experiment: Experiment,
-    seed: int,
     number: int,
     folder: Path,
     *,
@@ -217,20 +240,27 @@ def shadow(
 ) -> Generator[Row, None, Readings]:
     """Train a shadow in a folder and read its models, or go on with it; a row after every round.
 
+    What the models say is kept; the models are not, for there are many.
+
     Args:
-        experiment, seed, number: see `shadow_of`.
+        experiment, number: see `shadow_of`.
         folder: of the shadow's run.
-        targets: of the run at that seed.
+        targets: of the run, at the seed whose data the shadow has.
         data_dir, cache, command: see `fedunlearn.runner.run`.
+
+    Raises:
+        InUseError: another process is at work on it.
     """
     done = folder / _READINGS
     if done.exists():
         return Readings.read(done)
-    plan = shadow_of(experiment, seed, number)
+    plan = shadow_of(experiment, targets.simulation.seed, number)
+    (seed,) = plan.seeds
     workers = targets.simulation.setting.workers
     yield from run(plan, folder, workers=workers, data_dir=data_dir, cache=cache, command=command)
-    found = Readings(targets.heads(plan.seeds[0]).numpy(), read_models(RunFolder(folder), plan.seeds[0], targets))
+    found = Readings(targets.heads(seed).numpy(), read_models(RunFolder(folder), seed, targets))
     found.write(done)
+    shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
     return found
 
 

@@ -14,7 +14,9 @@ __all__ = [
     "POWER",
     "Interval",
     "auc",
+    "curve",
     "detectable",
+    "excess_found",
     "found_at",
     "holm",
     "mean",
@@ -27,6 +29,7 @@ __all__ = [
 LEVEL, POWER = 0.05, 0.8
 """Of tests, one-sided, and of intervals, two-sided; and the chance to find what an audit says it would have found."""
 
+_POINTS = 60
 _FLIPS = 9999
 _RESAMPLES = 1000
 _NEGATIVES = 10  # a rate of false positives of r needs 10 / r negatives
@@ -65,6 +68,20 @@ def found_at(members: NDArray[np.float64], others: NDArray[np.float64], rate: fl
     values = [_rate(members[rows], others[rows], rate) for rows in drawn]
     low, high = np.quantile(values, [LEVEL / 2, 1 - LEVEL / 2])
     return Interval(_rate(members, others, rate), float(low), float(high))
+
+
+def curve(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """The receiver operating characteristic for logarithmic axes: (false positives, found) as shares in (0, 1].
+
+    Args:
+        members, others: scores, of any shape.
+    """
+    rates = np.unique(np.geomspace(1 / others.size, 1, _POINTS))
+    ordered, found = np.sort(others, axis=None)[::-1], np.sort(members, axis=None)
+    thresholds = ordered[np.minimum((rates * others.size).round().astype(int), others.size - 1)]
+    shares = 1 - np.searchsorted(found, thresholds, side="right") / found.size
+    shares[-1] = 1.0  # whoever takes everybody for a member finds all
+    return [(float(rate), float(share)) for rate, share in zip(rates, shares, strict=True)]
 
 
 def mean(values: NDArray[np.float64]) -> Interval:
@@ -118,6 +135,16 @@ def detectable(trials: int) -> float | None:
         return None
     # P(wins >= critical | rate) = P(Beta(critical, trials - critical + 1) <= rate)
     return float(stats.beta.ppf(POWER, critical, trials - critical + 1))
+
+
+def excess_found(areas: NDArray[np.float64]) -> float:
+    """By how much a mean area must be larger than by chance to be found at level 5 % with a power of 80 %.
+
+    Args:
+        areas: of the shadows, where nothing can be found, ``(N,)``; two at least.
+    """
+    freedom = len(areas) - 1
+    return float((stats.t.ppf(1 - LEVEL, freedom) + stats.t.ppf(POWER, freedom)) * stats.sem(areas))
 
 
 def needed(rate: float) -> int:

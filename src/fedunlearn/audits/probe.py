@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +11,21 @@ import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from fedunlearn.audits.certainty import auc
+from fedunlearn.audits.signals import confidence
 from fedunlearn.federation import Choose, ClientContext, Part, Reply
 from fedunlearn.kinds import LAYER_KINDS
 from fedunlearn.layers import layers
 
-__all__ = ["Features", "class_probe", "membership_probe"]
+__all__ = ["Features", "probe"]
 
 _PLACES = 2  # of each dimension of a feature map: more features than samples would fit anything
-_FOLDS = 5
-_PENALTY = 0.01  # inverse strength: of 0.001 to 1 what tells most of a model that was trained on the samples
+_PENALTY, _STEPS = 0.01, 200  # inverse strength, for some features are near to constant; of the solver
 
 
 @dataclass(frozen=True)
@@ -75,49 +72,33 @@ class Features:
         return Reply(None, len(values.get("labels", ())), values=values)
 
 
-def membership_probe(members: NDArray[np.float32], others: NDArray[np.float32]) -> float:
-    """Area under the curve of a probe that tells samples in training from samples that were not, by a layer's
-    features.
+def probe(
+    known: NDArray[np.float32], labels: NDArray[np.int64], asked: NDArray[np.float32], asked_labels: NDArray[np.int64]
+) -> tuple[float, NDArray[np.float64]]:
+    """Ask a linear probe, fitted on some samples' classes, for those of others, by a layer's features.
 
-    Its attacker knows some of either, and asks about the rest: five folds, a sample and its twin in the same one.
-
-    Args:
-        members, others: features, ``(n, d)`` each, twins at the same position; five samples at least.
-
-    Returns:
-        In [0, 1]; by chance 0.5.
-
-    Raises:
-        ValueError: shapes do not fit.
-    """
-    if members.shape != others.shape or len(members) < _FOLDS:
-        raise ValueError(f"features of shapes {members.shape} and {others.shape} cannot be probed")
-    features, pairs = np.concatenate([members, others]), np.tile(np.arange(len(members)), 2)
-    labels = np.repeat([1, 0], len(members))
-    with _quiet():
-        scores = cross_val_predict(
-            _probe(), features, labels, groups=pairs, cv=GroupKFold(_FOLDS), method="decision_function"
-        )
-    return auc(scores[labels == 1], scores[labels == 0])
-
-
-def class_probe(
-    known: NDArray[np.float32], labels: NDArray[np.int64], asked: Mapping[str, tuple[NDArray[np.float32], Any]]
-) -> dict[str, float]:
-    """Accuracy with which a probe that was fitted on some samples' classes finds those of others, by a layer's
-    features.
+    A layer that was trained on samples makes them easier to tell apart than others of their kind. The probe itself was
+    fitted on neither, so that whatever it knows more of the one than of the other, the features say.
 
     Args:
         known: features, ``(n, d)``, of samples that were in no training.
         labels: their classes, ``(n,)``; two different ones at least.
-        asked: sets of features and classes, by name.
+        asked: features, ``(m, d)``.
+        asked_labels: their classes, ``(m,)``.
 
     Returns:
-        In [0, 1], by name.
+        The accuracy on what was asked, in [0, 1]; and how sure the probe is of each one's class, ``(m,)``, as
+        `fedunlearn.audits.signals.confidence`. Of a class that it does not know it is sure that there is none.
     """
-    with _quiet():
-        probe = _probe().fit(known, labels)
-        return {name: float(np.mean(probe.predict(x) == y)) for name, (x, y) in asked.items()}
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=_PENALTY, max_iter=_STEPS))
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits may still move
+        fitted.fit(known, labels)
+        scores = fitted.predict_log_proba(asked)
+    logits = np.full((len(asked), max(*labels, *asked_labels) + 1), -np.inf)
+    logits[:, fitted.classes_] = scores
+    accuracy = float(np.mean(logits.argmax(1) == asked_labels))
+    return accuracy, confidence(torch.from_numpy(logits), torch.from_numpy(asked_labels)).numpy()
 
 
 def _flat(output: Tensor) -> Tensor:
@@ -127,21 +108,3 @@ def _flat(output: Tensor) -> Tensor:
     elif output.ndim == 3:
         output = output.mean(1)
     return output.flatten(1).float()
-
-
-def _probe() -> Any:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=_PENALTY, max_iter=200))
-
-
-class _quiet:  # noqa: N801 - used like a function
-    """One thread, which is quicker, and no warning where the last digit is still moving."""
-
-    def __enter__(self) -> None:
-        self.threads, self.warnings = threadpool_limits(1, "blas"), warnings.catch_warnings()
-        self.threads.__enter__()
-        self.warnings.__enter__()
-        warnings.simplefilter("ignore", ConvergenceWarning)
-
-    def __exit__(self, *error: Any) -> None:
-        self.warnings.__exit__(*error)
-        self.threads.__exit__(*error)
