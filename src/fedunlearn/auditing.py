@@ -37,19 +37,41 @@ from fedunlearn.runfolder import InUseError, RunFolder
 from fedunlearn.shadows import Model, Moment, Readings, Targets, read_models, shadow
 from fedunlearn.simulation import Setting, Simulation
 
-__all__ = ["ATTACKS", "FEWEST", "Attack", "Audit", "AuditError", "Kind", "audit", "plan_of", "put_together"]
+__all__ = [
+    "ATTACKS",
+    "FEWEST",
+    "FILE",
+    "Attack",
+    "Audit",
+    "AuditError",
+    "Kind",
+    "Progress",
+    "audit",
+    "plan_of",
+    "put_together",
+]
 
 FEWEST = needed(0.9)
 """Shadows: with fewer, an attacker who is right about nine clients in ten would not be told from chance."""
 
 _PATIENCE = 5.0  # seconds
 _FOLDER = "audit"
+FILE = "audit.json"
 _FORMAT = 1
 _BINS, _WIDEST = 40, 10.0  # of the scores' histograms
 
 
 class AuditError(ValueError):
     """A run cannot be audited; the sentence says what to do."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Something that was done: the part of the audit, what it is within that, and how many rounds it took."""
+
+    part: str
+    step: str = ""
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,9 +190,9 @@ class Audit:
         """The attack of that name."""
         return next(attack for attack in self.attacks if attack.name == name)
 
-    def write(self, path: Path, more: Mapping[str, Any]) -> None:
-        """As JSON, with ``more`` in it for whoever reads it."""
-        write_json(path, {"format": _FORMAT, **dataclasses.asdict(self), **more})
+    def write(self, path: Path, summary: Mapping[str, Any]) -> None:
+        """As JSON, with a summary for whoever reads it."""
+        write_json(path, {"format": _FORMAT, "summary": summary, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> Audit:
@@ -232,8 +254,8 @@ def audit(
     data_dir: Path | None = None,
     cache: Path | None = None,
     command: str = "",
-) -> Generator[Row | str, None, Audit]:
-    """Audit a run; a row after every round of a shadow, a name after every model that was examined.
+) -> Generator[Progress, None, Audit]:
+    """Audit a run, and tell after every round of a shadow and every model that was examined.
 
     What is done lies in ``audit`` below the run's folder, and is not done again. The same command in another
     process, or on another machine that sees the folder, trains the shadows that nobody works on.
@@ -256,7 +278,8 @@ def audit(
     for one in plan.seeds:
         path = ground / f"seed-{one}" / "examined.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield from examine(home, targets[one], path)
+        for name in examine(home, targets[one], path):
+            yield Progress(f"seed {one}, examined {name}")
         examined.append(Examined.read(path))
     place = ground / f"seed-{seed}" / "shadows"
     readings = yield from _trained(place, shadows, plan, targets[seed], data_dir, cache, command)
@@ -384,7 +407,7 @@ def _trained(
     data_dir: Path | None,
     cache: Path | None,
     command: str,
-) -> Generator[Row, None, list[Readings]]:
+) -> Generator[Progress, None, list[Readings]]:
     """All shadows; those that others work on are waited for."""
     found: dict[int, Readings] = {}
     waiting = list(range(1, shadows + 1))
@@ -393,16 +416,25 @@ def _trained(
         taken = []
         for number in waiting:
             place = folder / f"{number:04d}"
+            steps = shadow(plan, number, place, targets=targets, data_dir=data_dir, cache=cache, command=command)
             try:
-                found[number] = yield from shadow(
-                    plan, number, place, targets=targets, data_dir=data_dir, cache=cache, command=command
-                )
+                found[number] = yield from _told(f"shadow {number} of {shadows}", steps)
             except InUseError:
                 taken.append(number)
         if taken == waiting:
             time.sleep(_PATIENCE)
         waiting = taken
     return [found[number] for number in sorted(found)]
+
+
+def _told(part: str, rows: Generator[Row, None, Readings]) -> Generator[Progress, None, Readings]:
+    """The same, a row said in words."""
+    try:
+        while True:
+            row = next(rows)
+            yield Progress(part, f"{row.method}, {row.phase} {row.rounds}", row.phase != "unlearn")
+    except StopIteration as done:
+        return cast(Readings, done.value)
 
 
 def _require_same(home: RunFolder, setting: Setting) -> None:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from fedunlearn.commands.advice import list_methods, recommend_methods
+from fedunlearn.commands.audits import audit_run
 from fedunlearn.commands.checkpoints import negate_checkpoint, show_layers
 from fedunlearn.commands.reproduction import reproduce_artefact
 from fedunlearn.commands.runs import (
@@ -32,6 +33,7 @@ app.command("negate")(negate_checkpoint)
 app.command("run")(run_experiment)
 app.command("tune")(tune_method)
 app.command("report")(report_run)
+app.command("audit")(audit_run)
 app.command("compare")(compare_runs)
 app.command("export")(export_run)
 app.command("reproduce")(reproduce_artefact)

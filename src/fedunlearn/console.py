@@ -14,7 +14,6 @@ from rich.table import Table
 from fedunlearn.amounts import tell_bytes
 
 if TYPE_CHECKING:  # else a table of layers would wait for torch
-    from fedunlearn.evaluation.rows import Row
     from fedunlearn.evaluation.table import Line, Spread
     from fedunlearn.presets import Preset
     from fedunlearn.recommend import Candidate, Offer
@@ -43,20 +42,22 @@ def console(width: int | None = None) -> Console:
 
 
 @contextmanager
-def watching(rounds: int) -> Iterator[Callable[[Row], None]]:
-    """A bar on standard error, out of so many rounds, or a line a part in a log; call what it gives with each row."""
+def watching(rounds: int) -> Iterator[Callable[[str, str, int], None]]:
+    """A bar on standard error, out of so many rounds, or a line a part in a log.
+
+    Call what it gives with the part, what is done in it, and the number of rounds that this took.
+    """
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("starting", total=rounds)
 
-        part = None
+        last = None
 
-        def show(row: Row) -> None:
-            nonlocal part
-            where = f"seed {row.seed}, {row.method}, {row.phase} {row.rounds}"
-            progress.update(bar, advance=row.phase != "unlearn", description=where)
-            if progress.disable and part != (part := (row.seed, row.method)):  # a log shows no bar
-                print(f"seed {row.seed}, {row.method}", file=sys.stderr, flush=True)
+        def show(part: str, step: str, rounds: int) -> None:
+            nonlocal last
+            progress.update(bar, advance=rounds, description=f"{part}, {step}" if step else part)
+            if progress.disable and last != (last := part):  # a log shows no bar
+                print(part, file=sys.stderr, flush=True)
 
         yield show
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedunlearn.commands.options import CACHE, CacheFolder, DataDir, Download, Json, Overrides, Workers, print_json
-from fedunlearn.commands.runs import command_line, run_watched
+from fedunlearn.commands.runs import run_watched
+from fedunlearn.commands.watching import command_line
 
 if TYPE_CHECKING:
     from fedunlearn.experiment import Experiment

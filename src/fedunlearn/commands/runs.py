@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import tomllib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,14 +22,13 @@ from fedunlearn.commands.options import (
     complete_run,
     print_json,
 )
+from fedunlearn.commands.watching import command_line, of_run, watch
 
 if TYPE_CHECKING:
-    from fedunlearn.evaluation.rows import Row
     from fedunlearn.experiment import Experiment
     from fedunlearn.report.report import Report
 
 __all__ = [
-    "command_line",
     "compare_runs",
     "export_run",
     "list_experiments",
@@ -102,7 +99,7 @@ def tune_method(
     search = Search.of(entries, load(experiment, overrides or ()), dict(map(_values, points or ())), seed)
     folder = output or Path("runs") / f"{Path(experiment).stem}-tune-{method.rpartition(':')[2]}"
     rows = search.run(folder, workers=workers, data_dir=data_dir, cache=cache, command=command_line())
-    _watch(rows, search.rounds, folder)
+    watch(rows, search.rounds, folder, of_run)
     found = search.trials(folder)
     publish([assemble(folder / SEARCH)], folder / SEARCH)
     if not as_json:
@@ -208,11 +205,6 @@ def _values(assignment: str) -> tuple[str, list[Any]]:
         return entry.strip(), [value.strip() for value in text.split(",")]  # words need no quotes
 
 
-def command_line() -> str:
-    """What was typed, for the record."""
-    return shlex.join(["fedunlearn", *sys.argv[1:]])
-
-
 def run_watched(
     plan: Experiment, folder: Path, *, workers: int | None, data_dir: Path | None, cache: Path | None
 ) -> None:
@@ -220,20 +212,7 @@ def run_watched(
     from fedunlearn.runner import run
 
     rows = run(plan, folder, workers=workers, data_dir=data_dir, cache=cache, command=command_line())
-    _watch(rows, plan.total_rounds, folder)
-
-
-def _watch(rows: Generator[Row, None, None], rounds: int, folder: Path) -> None:
-    from fedunlearn.console import watching
-
-    try:
-        with watching(rounds) as show:
-            for row in rows:
-                show(row)
-    except KeyboardInterrupt:
-        rows.close()
-        print(f"fedunlearn: stopped; what was done is in {folder}, and the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from None
+    watch(rows, plan.total_rounds, folder, of_run)
 
 
 def _show(reports: Sequence[Report], folder: Path, as_json: bool) -> None:
