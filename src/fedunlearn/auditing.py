@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from fedunlearn.atomic import FileError, read_json, write_json
-from fedunlearn.audits.certainty import curve, detectable, excess_found, needed
+from fedunlearn.audits.certainty import curve, excess_found, needed, wins_found
 from fedunlearn.audits.forgetting import FEWEST as FEWEST_FOR_QUALITY
 from fedunlearn.audits.forgetting import forgetting_quality
 from fedunlearn.audits.membership import (
@@ -23,10 +23,11 @@ from fedunlearn.audits.membership import (
     Evidence,
     Result,
     Scorer,
+    beside_chance,
+    beside_retrain,
     by_confidence,
     by_likelihood,
     by_population,
-    compared,
 )
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.table import REFERENCE
@@ -84,7 +85,8 @@ class Kind:
         versions: of the model that it holds; "before" is the model before the request.
         scorer: from what the models say to a score each sample.
         forget: whether it is about what was to be forgotten; else about what stays.
-        blind: see `compared`.
+        blind: whether a retrained model can tell nothing by construction, so that methods are held against chance
+            itself.
     """
 
     name: str
@@ -167,7 +169,7 @@ class Audit:
         targets, stay: how many samples were asked about, of those to be forgotten and of those that stay.
         methods: in the experiment's order, Retrain among them.
         attacks: with shadows.
-        found_wins: the smallest rate of wins about the client that would have been found; see `detectable`.
+        found_wins: the smallest rate of wins about the client that would have been found; see `wins_found`.
         found_excess: the smallest excess of the area under U-LiRA's curve; see `excess_found`.
         quality: forgetting quality, by method; empty where there are too few shadows.
         examined: what the run's models give away without shadows, seed by seed.
@@ -319,7 +321,7 @@ def put_together(
         int((~forget).sum()),
         methods,
         attacks,
-        detectable(len(readings)) or 1.0,
+        wins_found(len(readings)),
         excess_found(Attacked.of(evidence, by_likelihood).areas),
         _quality(methods, forget, readings),
         tuple(examined),
@@ -329,28 +331,31 @@ def put_together(
 def _attack(
     kind: Kind, methods: Sequence[str], which: NDArray[np.bool_], readings: Sequence[Readings], here: Readings
 ) -> Attack:
-    attacked = {}
-    for method in (ORIGINAL, *methods):
-        versions = _versions(kind, method, here)
-        if versions and which.any():
-            attacked[method] = Attacked.of(_evidence(versions, which, readings, here), kind.scorer)
-    ratios = attacked if kind.scorer is by_likelihood else {}
-    retrain = attacked.get(REFERENCE)
+    evidence = {
+        method: _evidence(versions, which, readings, here)
+        for method in (ORIGINAL, *methods)
+        if which.any() and (versions := _versions(kind, method, here))
+    }
+    attacked = {method: Attacked.of(found, kind.scorer) for method, found in evidence.items()}
+    compared = [method for method in attacked if method not in (ORIGINAL, REFERENCE)]
     return Attack(
         kind.name,
         kind.knowledge,
         kind.forget,
         kind.blind,
         {method: found.result() for method, found in attacked.items()},
-        {}
-        if retrain is None
-        else {
-            method: compared(found, retrain, blind=kind.blind)
-            for method, found in attacked.items()
-            if method not in (ORIGINAL, REFERENCE)
+        {
+            method: beside_chance(evidence[method], kind.scorer, attacked[REFERENCE])
+            if kind.blind
+            else beside_retrain(attacked[method], attacked[REFERENCE])
+            for method in compared
         },
         {method: tuple(curve(found.members[:-1], found.others[:-1])) for method, found in attacked.items()},
-        {method: (_counts(found.members[:-1]), _counts(found.others[:-1])) for method, found in ratios.items()},
+        {
+            method: (_counts(found.members[:-1]), _counts(found.others[:-1]))
+            for method, found in attacked.items()
+            if kind.scorer is by_likelihood
+        },
     )
 
 

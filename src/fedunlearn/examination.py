@@ -37,8 +37,8 @@ __all__ = ["AGAIN", "Examined", "Facts", "Probed", "TurnedBack", "examine"]
 AGAIN = "Retrain again"
 """A model retrained at another seed: how far two retrained models are from one another."""
 
-REPEATS = 3
-"""Times that each model relearns, with the batches in another order."""
+REPEATS, STEPS = 3, 200
+"""Times that each model relearns, with the batches in another order; and steps of the optimizer that it takes."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class _Examiner:
     def _relearned(self, samples: InProcess, weights: Weights) -> tuple[Relearned, ...]:
         training = self.simulation.training
         seeds = [stable_seed(self.simulation.seed, "relearning", repeat) for repeat in range(REPEATS)]
-        return tuple(relearn(samples, weights, training, seed=seed) for seed in seeds)
+        return tuple(relearn(samples, weights, training, seed=seed, steps=STEPS) for seed in seeds)
 
     def _turned_back(self, name: str) -> TurnedBack:
         network = self.simulation.setting.architecture.template
@@ -218,4 +218,4 @@ def _probed(
 ) -> Probed:
     asked = [probe(known[layer], known["labels"], x[layer], x["labels"]) for x in (own, twins)]
     accuracies, sure = zip(*asked, strict=True)
-    return Probed(layer, auc(*sure), *accuracies)
+    return Probed(layer, float(auc(*sure)), *accuracies)

@@ -7,27 +7,35 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 __all__ = [
+    "ALIKE",
     "LEVEL",
     "POWER",
     "Interval",
     "auc",
     "curve",
-    "detectable",
     "excess_found",
     "found_at",
     "holm",
+    "larger",
     "mean",
     "needed",
     "proportion",
     "sign_flips",
+    "wins_found",
     "within",
 ]
 
 LEVEL, POWER = 0.05, 0.8
 """Of tests, one-sided, and of intervals, two-sided; and the chance to find what an audit says it would have found."""
+
+ALIKE = 2.0
+"""By how much the variance of a mean over shadows is larger than if these were independent.
+
+Each serves as a reference for all others. The attack's lead in shadow i is, to first order, a sum over shadows j of
+what i and j say of a sample times the coins of both; and the same term stands in the lead of j.
+"""
 
 _POINTS = 60
 _FLIPS = 9999
@@ -44,10 +52,19 @@ class Interval:
     high: float
 
 
-def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    """How often a member's score is above another's, over all pairs; ties count half. By chance 0.5."""
-    labels = np.repeat([1, 0], [len(members), len(others)])
-    return float(roc_auc_score(labels, np.concatenate([members, others])))
+def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How often a member's score is above another's, over all pairs; ties count half. By chance 0.5.
+
+    Args:
+        members, others: scores, ``(..., S)`` and ``(..., T)``.
+
+    Returns:
+        ``(...,)``: the area under each curve, by Mann's and Whitney's statistic.
+    """
+    count, rest = members.shape[-1], others.shape[-1]
+    ranks = stats.rankdata(np.concatenate([members, others], -1), axis=-1)[..., :count].sum(-1)
+    area: NDArray[np.float64] = (ranks - count * (count + 1) / 2) / (count * rest)
+    return area
 
 
 def found_at(members: NDArray[np.float64], others: NDArray[np.float64], rate: float, seed: int = 0) -> Interval | None:
@@ -84,13 +101,26 @@ def curve(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[tup
     return [(float(rate), float(share)) for rate, share in zip(rates, shares, strict=True)]
 
 
-def mean(values: NDArray[np.float64]) -> Interval:
-    """Mean of independent values with Student's interval; of one value: everything is possible."""
+def mean(values: NDArray[np.float64], *, alike: float = 1.0) -> Interval:
+    """Mean with Student's interval; of one value: everything is possible.
+
+    Args:
+        values: ``(n,)``.
+        alike: by how much the variance of the mean is larger than of independent values.
+    """
     value = float(np.mean(values))
     if len(values) < 2:
         return Interval(value, -np.inf, np.inf)
-    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stats.sem(values))
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stats.sem(values) * np.sqrt(alike))
     return Interval(value, value - half, value + half)
+
+
+def larger(values: NDArray[np.float64], *, alike: float = 1.0) -> float:
+    """One-sided p-value of a mean above 0, by Student's test; arguments as of `mean`, two values at least."""
+    spread = float(stats.sem(values) * np.sqrt(alike))
+    if spread == 0:  # all are the same: as sure as so many coins
+        return 0.5 ** len(values) if values[0] > 0 else 1.0
+    return float(stats.t.sf(np.mean(values) / spread, len(values) - 1))
 
 
 def within(members: NDArray[np.float64], others: NDArray[np.float64], seed: int = 0) -> Interval:
@@ -102,14 +132,21 @@ def within(members: NDArray[np.float64], others: NDArray[np.float64], seed: int 
     """
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(members), size=(_RESAMPLES, len(members)))
-    low, high = np.quantile([auc(members[rows], others[rows]) for rows in drawn], [LEVEL / 2, 1 - LEVEL / 2])
-    return Interval(auc(members, others), float(low), float(high))
+    low, high = np.quantile(auc(members[drawn], others[drawn]), [LEVEL / 2, 1 - LEVEL / 2])
+    return Interval(float(auc(members, others)), float(low), float(high))
 
 
-def proportion(successes: int, trials: int) -> Interval:
-    """A share with Clopper's and Pearson's interval, which never promises too much."""
-    found = stats.binomtest(successes, trials).proportion_ci(1 - LEVEL, "exact")
-    return Interval(successes / trials, float(found.low), float(found.high))
+def proportion(share: float, trials: float) -> Interval:
+    """A share of so many trials with Clopper's and Pearson's interval, which never promises too much.
+
+    Args:
+        share: of the trials that succeeded, in [0, 1].
+        trials: that are independent; need not be a whole number.
+    """
+    successes = share * trials
+    low = float(stats.beta.ppf(LEVEL / 2, successes, trials - successes + 1)) if share > 0 else 0.0
+    high = float(stats.beta.ppf(1 - LEVEL / 2, successes + 1, trials - successes)) if share < 1 else 1.0
+    return Interval(share, low, high)
 
 
 def sign_flips(differences: NDArray[np.float64], seed: int = 0) -> float:
@@ -125,16 +162,20 @@ def sign_flips(differences: NDArray[np.float64], seed: int = 0) -> float:
     )
 
 
-def detectable(trials: int) -> float | None:
-    """The smallest rate of wins that so many trials tell from 1/2 at level 5 % with a power of 80 %, exactly.
+def wins_found(shadows: int) -> float:
+    """How often an attacker must be right about all data together to be found at level 5 % with a power of 80 %.
 
-    None: not even winning always would be told from chance, which takes five trials.
+    Where its leads over the shadows are normal, as sums over many samples are, with mean d and variance 1, it is right
+    in Phi(d) of the cases, and a test of their mean finds it where d is the sum of the two quantiles times the standard
+    error. That stands for `ALIKE` shadows.
+
+    Args:
+        shadows: two at least.
+
+    Returns:
+        In (0.5, 1).
     """
-    critical = int(stats.binom.isf(LEVEL, trials, 0.5)) + 1  # P(wins >= critical | chance) <= LEVEL
-    if critical > trials:
-        return None
-    # P(wins >= critical | rate) = P(Beta(critical, trials - critical + 1) <= rate)
-    return float(stats.beta.ppf(POWER, critical, trials - critical + 1))
+    return float(stats.norm.cdf(_quantiles(shadows - 1) * np.sqrt(ALIKE / shadows)))
 
 
 def excess_found(areas: NDArray[np.float64]) -> float:
@@ -143,18 +184,22 @@ def excess_found(areas: NDArray[np.float64]) -> float:
     Args:
         areas: of the shadows, where nothing can be found, ``(N,)``; two at least.
     """
-    freedom = len(areas) - 1
-    return float((stats.t.ppf(1 - LEVEL, freedom) + stats.t.ppf(POWER, freedom)) * stats.sem(areas))
+    return float(_quantiles(len(areas) - 1) * stats.sem(areas) * np.sqrt(ALIKE))
 
 
 def needed(rate: float) -> int:
-    """The smallest number of trials with which `detectable` is ``rate`` or less; ``rate`` in (0.5, 1]."""
-    if not 0.5 < rate <= 1:
-        raise ValueError(f"a rate of wins to be found lies above 0.5 and not above 1, not at {rate}")
-    trials = 5
-    while (found := detectable(trials)) is None or found > rate:
-        trials += 1
-    return trials
+    """The smallest number of shadows with which `wins_found` is ``rate`` or less; ``rate`` in (0.5, 1)."""
+    if not 0.5 < rate < 1:
+        raise ValueError(f"a rate of wins to be found lies between 0.5 and 1, not at {rate}")
+    shadows = 2
+    while wins_found(shadows) > rate:
+        shadows += 1
+    return shadows
+
+
+def _quantiles(freedom: int) -> float:
+    """Of the level and of the power, in standard errors."""
+    return float(stats.t.ppf(1 - LEVEL, freedom) + stats.t.ppf(POWER, freedom))
 
 
 def holm(p: list[float]) -> list[float]:
@@ -170,6 +215,5 @@ def holm(p: list[float]) -> list[float]:
 
 def _rate(members: NDArray[np.float64], others: NDArray[np.float64], rate: float) -> float:
     """Members strictly above the threshold that at most ``rate`` of the others are strictly above."""
-    ordered = np.sort(others, axis=None)
-    threshold = ordered[len(ordered) - 1 - int(np.floor(rate * len(ordered)))]
-    return float(np.mean(members > threshold))
+    position = others.size - 1 - int(np.floor(rate * others.size))
+    return float(np.mean(members > np.partition(others, position, axis=None)[position]))

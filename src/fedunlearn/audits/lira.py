@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["OWN_VARIANCE", "lira"]
+__all__ = ["OWN_VARIANCE", "likelihood_ratios", "lira"]
 
 OWN_VARIANCE = 64
 """From so many reference models on each sample has a variance of its own; below, all samples share one."""
@@ -47,26 +47,56 @@ def lira(
         raise ValueError(f"{references.shape} references, {member.shape} memberships and {audited.shape} do not fit")
     if len(references) < 2:
         raise ValueError("a likelihood ratio needs two reference models or more")
-    signals, point = references.reshape(*member.shape, -1), audited.reshape(member.shape[1], -1)
-    ratio = _density(signals, member, point) - _density(signals, ~member, point)
-    return np.where(member.any(0) & (~member).any(0), ratio, 0.0)
+    outside = np.zeros_like(member[:1])
+    every = np.concatenate([references, audited[None]]), np.concatenate([member, outside])
+    last: NDArray[np.float64] = likelihood_ratios(*every, np.arange(len(member) + 1) < len(member))[-1]
+    return last
 
 
-def _density(
-    signals: NDArray[np.float64], chosen: NDArray[np.bool_], point: NDArray[np.float64]
+def likelihood_ratios(
+    signals: NDArray[np.float64], member: NDArray[np.bool_], reference: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Log-density of each sample's point, under the normal distribution of the chosen models' signals."""
-    count = np.maximum(chosen.sum(0), 1)[:, None, None]
-    mean = (signals * chosen[..., None]).sum(0) / count[..., 0]
-    deviation = (signals - mean) * chosen[..., None]
-    scatter = np.einsum("nsi,nsj->sij", deviation, deviation)
-    if len(signals) < OWN_VARIANCE:
-        scatter, freedom = scatter.sum(0), np.maximum((count - 1).sum(), 1)
+    """`lira` of each model in turn, the references but itself serving.
+
+    Args:
+        signals: ``(N, S)`` or ``(N, S, d)``.
+        member: which of the models has seen which sample, ``(N, S)``; of models that are no references it is not read.
+        reference: which of the models serve, ``(N,)``.
+
+    Returns:
+        ``(N, S)``.
+    """
+    points = signals.reshape(*member.shape, -1)
+    seen, unseen = member & reference[:, None], ~member & reference[:, None]
+    ratio = _densities(points, seen) - _densities(points, unseen)
+    return np.where(_others(seen).astype(bool) & _others(unseen).astype(bool), ratio, 0.0)
+
+
+def _others(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many other models than itself are chosen, ``(N, S)``."""
+    count: NDArray[np.int64] = chosen.sum(0) - chosen
+    return count
+
+
+def _densities(points: NDArray[np.float64], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Log-density of each model's points, under the normal distributions of the other chosen models', ``(N, S)``."""
+    counts, all_counts = np.maximum(_others(chosen), 1), np.maximum(chosen.sum(0), 1)
+    mean = (points * chosen[..., None]).sum(0) / all_counts[:, None]
+    deviation = (points - mean) * chosen[..., None]
+    # What a point takes out of a mean, and out of a scatter, when it is left out (Welford's update, backwards).
+    means = mean - deviation / counts[..., None]
+    share = (all_counts / counts)[..., None, None] * np.einsum("nsi,nsj->nsij", deviation, deviation)
+    scatter = np.einsum("nsi,nsj->sij", deviation, deviation) - share
+    if chosen.any(1).sum() < OWN_VARIANCE:
+        freedom = np.maximum(_others(chosen) - 1, 0).sum(1)
+        scatter, freedom = scatter.sum(1, keepdims=True), np.maximum(freedom, 1)[:, None]
     else:
-        freedom = np.maximum(count - 1, 1)
-    width = scatter.shape[-1]
-    covariance = (scatter / freedom) * (1 + 1 / count) + _LEAST_VARIANCE * np.eye(width)
-    away = (point - mean)[..., None]
-    distance = (away * np.linalg.solve(covariance, away)).sum((1, 2))
-    density: NDArray[np.float64] = distance + np.linalg.slogdet(covariance)[1] + width * np.log(2 * np.pi)
-    return -0.5 * density
+        freedom = np.maximum(counts - 1, 1)
+    width = points.shape[-1]
+    covariance = scatter / freedom[..., None, None] + _LEAST_VARIANCE * np.eye(width)
+    widened = 1 + 1 / counts
+    away = points - means
+    distance = np.einsum("nsi,nsij,nsj->ns", away, np.broadcast_to(np.linalg.inv(covariance), share.shape), away)
+    logarithm = np.linalg.slogdet(covariance)[1] + width * np.log(2 * np.pi * widened)
+    density: NDArray[np.float64] = -0.5 * (distance / widened + logarithm)
+    return density

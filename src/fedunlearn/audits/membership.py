@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import binomtest, ttest_1samp
 
-from fedunlearn.audits.certainty import Interval, auc, found_at, mean, proportion, sign_flips, within
-from fedunlearn.audits.lira import lira
-from fedunlearn.audits.rmia import rmia
+from fedunlearn.audits.certainty import ALIKE, Interval, auc, found_at, larger, mean, proportion, sign_flips, within
+from fedunlearn.audits.lira import likelihood_ratios
+from fedunlearn.audits.rmia import shares_beaten
 
-__all__ = ["Attacked", "Compared", "Evidence", "Result", "by_confidence", "by_likelihood", "by_population", "compared"]
+__all__ = [
+    "Attacked",
+    "Compared",
+    "Evidence",
+    "Result",
+    "Scorer",
+    "beside_chance",
+    "beside_retrain",
+    "by_confidence",
+    "by_likelihood",
+    "by_population",
+]
 
-Scorer = Callable[["Evidence", NDArray[np.int64], int], NDArray[np.float64]]
-"""From the evidence, the positions of the reference models and that of the audited one to a score each sample."""
+Scorer = Callable[["Evidence"], NDArray[np.float64]]
+"""From the evidence to scores, ``(N + 1, 2 P)``: each model is attacked with all shadows but itself."""
+
+_REDRAWN = 999  # tosses of all coins
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,27 +53,31 @@ class Evidence:
         """Which model has seen which sample, ``(N + 1, 2 P)``."""
         return np.concatenate([~self.heads, self.heads], 1)
 
+    @property
+    def reference(self) -> NDArray[np.bool_]:
+        """Which models are shadows, ``(N + 1,)``."""
+        return np.arange(len(self.heads)) < len(self.heads) - 1
 
-def by_confidence(evidence: Evidence, references: NDArray[np.int64], audited: int) -> NDArray[np.float64]:
+    def tossed(self, rng: np.random.Generator) -> Evidence:
+        """The same models, had the shadows' coins fallen otherwise."""
+        heads = rng.random(self.heads.shape) < 0.5
+        return replace(self, heads=heads & self.reference[:, None])
+
+
+def by_confidence(evidence: Evidence) -> NDArray[np.float64]:
     """The surer a model is of a sample, the likelier it has seen it: no shadow is looked at."""
-    return evidence.signals[audited, :, -1]
+    return evidence.signals[:, :, -1]
 
 
-def by_likelihood(evidence: Evidence, references: NDArray[np.int64], audited: int) -> NDArray[np.float64]:
+def by_likelihood(evidence: Evidence) -> NDArray[np.float64]:
     """`fedunlearn.audits.lira.lira`."""
-    return lira(evidence.signals[references], evidence.member[references], evidence.signals[audited])
+    return likelihood_ratios(evidence.signals, evidence.member, evidence.reference)
 
 
-def by_population(evidence: Evidence, references: NDArray[np.int64], audited: int) -> NDArray[np.float64]:
+def by_population(evidence: Evidence) -> NDArray[np.float64]:
     """`fedunlearn.audits.rmia.rmia`."""
     chances, population = expit(evidence.signals[:, :, -1]), expit(evidence.population)
-    return rmia(
-        chances[references],
-        evidence.member[references],
-        chances[audited],
-        population[references],
-        population[audited],
-    )
+    return shares_beaten(chances, evidence.member, population, evidence.reference)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +89,14 @@ class Attacked:
 
     @classmethod
     def of(cls, evidence: Evidence, scorer: Scorer) -> Attacked:
-        """Attack each model with all shadows but itself."""
-        shadows, targets = len(evidence.heads) - 1, evidence.heads.shape[1]
-        every = np.arange(shadows)
-        found = np.stack([scorer(evidence, every[every != model], model) for model in range(shadows + 1)])
-        own, twin = found[:, :targets], found[:, targets:]
+        """Attack each model."""
+        own, twin = np.split(scorer(evidence), 2, 1)
         return cls(np.where(evidence.heads, twin, own), np.where(evidence.heads, own, twin))
 
     @property
     def areas(self) -> NDArray[np.float64]:
         """`auc` of each shadow, ``(N,)``."""
-        return np.array([auc(a, b) for a, b in zip(self.members[:-1], self.others[:-1], strict=True)])
+        return auc(self.members[:-1], self.others[:-1])
 
     @property
     def leads(self) -> NDArray[np.float64]:
@@ -94,11 +107,11 @@ class Attacked:
     def result(self) -> Result:
         """In numbers."""
         leads = self.leads
-        wins = int(np.sum(leads > 0)) + int(np.sum(leads == 0)) // 2
+        wins = float(np.mean(np.sign(leads)) + 1) / 2
         here_members, here_others = self.members[-1], self.others[-1]
         return Result(
-            sample=mean(self.areas),
-            client=proportion(wins, len(leads)),
+            sample=mean(self.areas, alike=ALIKE),
+            client=proportion(wins, len(leads) / ALIKE),
             found_at={
                 rate: found
                 for rate in (0.01, 0.001)
@@ -143,27 +156,30 @@ class Compared:
     client_p: float
 
 
-def compared(method: Attacked, retrain: Attacked, *, blind: bool) -> Compared:
-    """Compare with retrained models.
+def beside_chance(evidence: Evidence, scorer: Scorer, retrain: Attacked, seed: int = 0) -> Compared:
+    """Hold a method against chance itself, where a retrained model can tell nothing.
+
+    Had a model kept nothing of a sample, the coins would be independent of all that models say. So they are tossed
+    again, 999 times, and the attack is repeated in full: an exact test, for any attack and any number of shadows.
 
     Args:
-        method, retrain: the same attack on either, in the same shadows.
-        blind: whether a retrained model can tell nothing by construction, so that the method is held against chance
-            itself; where the attacker holds the old model too, it is held against what is found of retrained ones.
+        evidence: of the method's models.
+        scorer: the attack.
+        retrain: the same attack on retrained models.
+        seed: of the coins.
     """
-    ours, theirs = method.areas, retrain.areas
-    baseline = np.full_like(ours, 0.5) if blind else theirs
-    won, lost = method.leads > 0, retrain.leads > 0
-    trials, wins = (len(won), int(won.sum())) if blind else (int((won != lost).sum()), int((won & ~lost).sum()))
-    return Compared(
-        mean(ours - theirs),
-        _larger(ours - baseline),
-        float(binomtest(wins, trials, alternative="greater").pvalue) if trials else 1.0,
-    )
+    found, rng = Attacked.of(evidence, scorer), np.random.default_rng(seed)
+    area, lead = found.areas.mean(), found.leads.mean()
+    reached = np.zeros(2)
+    for _ in range(_REDRAWN):
+        chance = Attacked.of(evidence.tossed(rng), scorer)
+        reached += (chance.areas.mean() >= area, chance.leads.mean() >= lead)
+    sample_p, client_p = (1 + reached) / (1 + _REDRAWN)
+    return Compared(mean(found.areas - retrain.areas, alike=ALIKE), float(sample_p), float(client_p))
 
 
-def _larger(differences: NDArray[np.float64]) -> float:
-    """One-sided p-value of a mean above 0."""
-    if np.ptp(differences) == 0:  # Student's statistic is not defined
-        return 1.0 if differences[0] <= 0 else 0.5 ** len(differences)
-    return float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
+def beside_retrain(method: Attacked, retrain: Attacked) -> Compared:
+    """Hold a method against what is found of retrained models, where that is more than nothing."""
+    leads = (method.leads - retrain.leads) / max(float(np.std(retrain.leads)), np.finfo(np.float64).tiny)
+    areas = method.areas - retrain.areas
+    return Compared(mean(areas, alike=ALIKE), larger(areas, alike=ALIKE), larger(leads, alike=ALIKE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["rmia"]
+__all__ = ["rmia", "shares_beaten"]
 
 
 def rmia(
@@ -43,14 +43,46 @@ def rmia(
         raise ValueError(f"{references.shape} references, {member.shape} memberships and {audited.shape} do not fit")
     if population_references.shape != (len(references), *population.shape) or not len(population):
         raise ValueError(f"{population_references.shape} references and a population of {population.shape} do not fit")
-    seen = member.all(0)
-    outside = np.where(member, 0.0, references).sum(0) / np.maximum((~member).sum(0), 1)
-    ratio = audited / _anywhere(outside, a)
-    others = np.sort(population / _anywhere(population_references.mean(0), a))
-    beaten = np.searchsorted(others, ratio / gamma, side="right") / len(others)
-    return np.where(seen, 0.5, beaten)
+    outside = np.zeros_like(member[:1])
+    rows = (np.concatenate([references, audited[None]]), np.concatenate([member, outside]))
+    others = np.concatenate([population_references, population[None]])
+    scores = shares_beaten(*rows, others, np.arange(len(member) + 1) < len(member), a=a, gamma=gamma)
+    last: NDArray[np.float64] = scores[-1]
+    return last
 
 
-def _anywhere(outside: NDArray[np.float64], a: float) -> NDArray[np.float64]:
-    """p(x) from p_out(x); 0 only where both are."""
-    return np.maximum(((1 + a) * outside + (1 - a)) / 2, np.finfo(np.float64).tiny)
+def shares_beaten(
+    chances: NDArray[np.float64],
+    member: NDArray[np.bool_],
+    population: NDArray[np.float64],
+    reference: NDArray[np.bool_],
+    *,
+    a: float = 0.3,
+    gamma: float = 2.0,
+) -> NDArray[np.float64]:
+    """`rmia` of each model in turn, the references but itself serving.
+
+    Args:
+        chances: probabilities of the true class, ``(N, S)``.
+        member: which of the models has seen which sample, ``(N, S)``; of models that are no references it is not read.
+        population: probabilities of the true class of samples that nobody has seen, ``(N, Z)``.
+        reference: which of the models serve, ``(N,)``.
+        a, gamma: see `rmia`.
+
+    Returns:
+        ``(N, S)``.
+    """
+    ratio = chances / _anywhere(chances, ~member & reference[:, None], a)
+    everywhere = np.broadcast_to(reference[:, None], population.shape)
+    others = np.sort(population / _anywhere(population, everywhere, a), 1)
+    beaten = [np.searchsorted(z, x / gamma, side="right") for z, x in zip(others, ratio, strict=True)]
+    unseen = (~member & reference[:, None]).sum(0) - (~member & reference[:, None])
+    return np.where(unseen > 0, np.stack(beaten) / population.shape[1], 0.5)
+
+
+def _anywhere(chances: NDArray[np.float64], chosen: NDArray[np.bool_], a: float) -> NDArray[np.float64]:
+    """p(x) from p_out(x), the mean over the other chosen models; 0 only where both are."""
+    total, count = (chances * chosen).sum(0), chosen.sum(0)
+    outside = (total - chances * chosen) / np.maximum(count - chosen, 1)
+    anywhere: NDArray[np.float64] = np.maximum(((1 + a) * outside + (1 - a)) / 2, np.finfo(np.float64).tiny)
+    return anywhere
