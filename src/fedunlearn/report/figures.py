@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,7 +17,7 @@ from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import LOSS_EDGES, Scores, average_gap
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
-from fedunlearn.report.drawing import LIGHT, NARROW, WIDE, Picture, axes_for, put_legend
+from fedunlearn.report.drawing import LIGHT, NARROW, WIDE, Picture, axes_for, put_legend, slug
 from fedunlearn.report.report import Report, measures_of
 
 __all__ = [
@@ -254,8 +253,7 @@ def losses(report: Report, prefix: str = "") -> Iterator[Picture]:
             axes.set_xscale("log")
             axes.set(xlim=(LOSS_EDGES[0], LOSS_EDGES[-1]), ylim=(0, 1.05 * highest))
             put_legend(figure, axes)
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", method)[:40].strip("-")
-        name = f"{prefix}losses-{number}-{slug}"  # numbered: two methods can look the same but for punctuation
+        name = f"{prefix}losses-{number}-{slug(method)}"  # numbered: two methods can look the same but for punctuation
         medians = ", ".join(f"{kind} {_median(shares):.2g}" for kind, shares in kinds.items())
         yield Picture(name, figure, f"Histogram of losses, {title}. Medians: {medians}.", f"Losses, {title}.")
 
@@ -302,12 +300,8 @@ def partition(report: Report, prefix: str = "") -> Picture:
 def _line(axes: Axes, one: Series, x: Sequence[float], y: Sequence[float]) -> None:
     every = max(len(x) // 8, 1)  # markers tell methods apart without colour; one at every round would hide the line
     front = 3 if one.method in (REFERENCE, "NoT") else 2
-    style: Any = {
-        "color": LIGHT[one.look.colour],
-        "linestyle": one.look.dash,
-        "marker": one.look.marker,
-        "zorder": front,
-    }
+    look = one.look
+    style: Any = {"color": LIGHT[look.colour], "linestyle": look.dash, "marker": look.marker, "zorder": front}
     axes.plot(x, y, markevery=every, label=one.label, **style)
 
 
