@@ -7,6 +7,7 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedunlearn.auditing import Attack, Audit
@@ -56,30 +57,22 @@ def receiver(audit: Audit, attack: Attack) -> Picture:
 
 def intervals(audit: Audit) -> Iterator[Picture]:
     """Of every attack and method, what is found by the sample and by the client, each with its interval."""
-    read: tuple[tuple[str, str, Callable[[Result], Interval], float, str], ...] = (
-        (
-            "samples",
-            "Single samples: area under the curve",
-            lambda found: found.sample,
-            0.5 + audit.found_excess,
-            ".1%",
-        ),
-        ("clients", "All together: attacker's wins", lambda found: found.client, audit.found_wins, ".0%"),
+    read: tuple[tuple[str, str, Callable[[Result], Interval], float, str, str], ...] = (
+        ("samples", "Single samples: area under the curve", _sample, 0.5 + audit.found_excess, "U-LiRA", ".1%"),
+        ("clients", "All together: attacker's wins", _client, audit.found_wins, "every attack", ".0%"),
     )
-    for name, title, interval_of, findable, form in read:
+    for name, title, interval_of, findable, attacks, form in read:
         found = {a.name: {m: interval_of(a.results[m]) for m in shown_of(audit, a.results)} for a in audit.attacks}
-        yield _forest(audit, f"intervals-{name}", title, {name: of for name, of in found.items() if of}, findable, form)
+        figure, told = _forest(audit, title, {attack: of for attack, of in found.items() if of}, findable, form)
+        noticed = f"what would have been noticed by {attacks}, {findable:{form}}"
+        caption = f"{title}, 95 % intervals. Line: chance; dotted: {noticed}."
+        yield Picture(f"intervals-{name}", figure, f"{title}. {told}.", caption)
 
 
 def _forest(
-    audit: Audit,
-    name: str,
-    title: str,
-    found: Mapping[str, Mapping[str, Interval]],
-    findable: float,
-    form: str,
-) -> Picture:
-    """A line an interval, those of an attack together, in the order of the legend."""
+    audit: Audit, title: str, found: Mapping[str, Mapping[str, Interval]], findable: float, form: str
+) -> tuple[Figure, str]:
+    """A line an interval, those of an attack together; and the same in words."""
     drawn, names = looks(audit.methods), shown_of(audit, {name: None for of in found.values() for name in of})
     inches = sum(_MARK * len(of) + _ATTACK for of in found.values())
     size = (WIDE[0], 1.15 + inches)
@@ -104,15 +97,11 @@ def _forest(
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(y - _ATTACK, -_MARK)
         put_legend(figure, axes)
-    said = "; ".join(
-        f"{attack}: "
-        + ", ".join(f"{m} {one.value:{form}} ({one.low:{form}} to {one.high:{form}})" for m, one in of.items())
+    said = {
+        attack: ", ".join(f"{m} {one.value:{form}} ({one.low:{form}} to {one.high:{form}})" for m, one in of.items())
         for attack, of in found.items()
-    )
-    caption = (
-        f"{title}, with 95 % intervals. Line: chance; dotted: what the audit would have noticed ({findable:{form}})."
-    )
-    return Picture(name, figure, f"{title}. {said}.", caption)
+    }
+    return figure, "; ".join(f"{attack}: {told}" for attack, told in said.items())
 
 
 def histograms(audit: Audit, attack: Attack) -> Iterator[Picture]:
@@ -202,6 +191,14 @@ _PROBED = {
     "membership": "how often a layer's probe is surer of a forgotten sample than of a twin",
     "accuracy": "by how many points a layer's probe is better on forgotten samples than on twins",
 }
+
+
+def _sample(found: Result) -> Interval:
+    return found.sample
+
+
+def _client(found: Result) -> Interval:
+    return found.client
 
 
 def _own(facts: Facts) -> Sequence[Relearned]:
