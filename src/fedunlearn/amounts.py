@@ -1,11 +1,11 @@
-"""Large numbers, and amounts of bytes, as people write and read them."""
+"""Large numbers, amounts of bytes and p-values, as people write and read them."""
 
 from __future__ import annotations
 
 import math
 import re
 
-__all__ = ["parse_bytes", "scaled", "tell_bytes"]
+__all__ = ["parse_bytes", "scaled", "tell_bytes", "tell_p"]
 
 _PREFIXES = "kMGTPE"
 _DECIMAL = {"B": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate(_PREFIXES, 1)}}
@@ -33,6 +33,11 @@ def tell_bytes(amount: float) -> str:
     """Three digits and a unit, in powers of 1000."""
     digits, prefix = scaled(amount)
     return f"{digits} {prefix}B"
+
+
+def tell_p(p: float) -> str:
+    """A p-value to three decimals; one that is smaller is told by its bound, for it is never 0."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def scaled(number: float) -> tuple[str, str]:

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedunlearn.amounts import tell_bytes
+from fedunlearn.amounts import tell_bytes, tell_p
 
 if TYPE_CHECKING:  # else a table of layers would wait for torch
+    from fedunlearn.auditing import Audit
+    from fedunlearn.audits.certainty import Interval
     from fedunlearn.evaluation.table import Line, Spread
     from fedunlearn.presets import Preset
     from fedunlearn.recommend import Candidate, Offer
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # else a table of layers would wait for torch
 
 __all__ = [
     "console",
+    "print_audit",
     "print_capabilities",
     "print_comparison",
     "print_method",
@@ -33,7 +36,7 @@ __all__ = [
     "watching",
 ]
 
-_READABLE = 100  # columns
+_READABLE, _NARROW = 100, 80  # columns
 
 
 def console(width: int | None = None) -> Console:
@@ -118,6 +121,46 @@ models; recovered, once validation accuracy is back and flat, which needs none."
 are taken for its label once they bear its trigger."""
         )
     _print_gaps_in(report)
+
+
+def print_audit(audit: Audit) -> None:
+    """What each attack finds, in 80 columns, and what that comes to."""
+    from fedunlearn.evaluation.rows import ORIGINAL
+    from fedunlearn.evaluation.table import REFERENCE
+    from fedunlearn.verdict import conclusion, verdicts
+
+    out = console()
+    out.print(f"Audit: {audit.title}", style="bold")
+    for attack in audit.attacks:
+        out.print()
+        if not attack.results:
+            out.print(f"{attack.name}: no model could be attacked like this", width=_NARROW)
+            continue
+        table = Table(header_style="bold", box=None, pad_edge=False)
+        table.add_column(attack.name, overflow="fold", width=26)
+        for heading, width in (("Samples: AUC %", 19), ("p", 6), ("Client: wins %", 14), ("p", 6)):
+            table.add_column(heading, justify="right", no_wrap=True, width=width)  # alike in all tables
+        for method in dict.fromkeys((REFERENCE, ORIGINAL, *audit.methods)):
+            if method in attack.results:
+                result, beside = attack.results[method], attack.beside.get(method)
+                sample_p, client_p = (tell_p(beside.sample_p), tell_p(beside.client_p)) if beside else ("", "")
+                cells = (_interval(result.sample, 1), sample_p, _interval(result.client, 0), client_p)
+                table.add_row(method, *cells, style="dim" if method == ORIGINAL else "")
+        out.print(table)
+    out.print()
+    out.print(
+        f"With 95 % intervals over {audit.shadows} shadows; by chance 50 %. Samples: how often one that was in "
+        "training is told from a twin that was not. Client: how often all of them together are told from all twins. "
+        "Retrain is what is possible at all. p: how often chance alone would look as bad, against 50 %, or against "
+        "Retrain where the data can be found in spite of it; not adjusted for the number of attacks, as those of the "
+        "verdicts are.",
+        width=_NARROW,
+    )
+    for one in verdicts(audit):
+        out.print(f"\n{one.method}: {one.status}", style="bold", width=_NARROW)
+        out.print(one.finding[:1].upper() + one.finding[1:], width=_NARROW)
+        out.print(one.promise, width=_NARROW)
+    out.print(f"\n{conclusion(audit)}", width=_NARROW)
 
 
 def print_trials(trials: Sequence[Trial], seed: int) -> None:
@@ -297,3 +340,8 @@ def _table(*headings: str, first: str = "Method") -> Table:
 
 def _spread(s: Spread | None) -> str:
     return "" if s is None else f"{s.mean:.2f}±{s.sd:.2f}\n({s.distance:.2f})"
+
+
+def _interval(found: Interval, digits: int) -> str:
+    value, low, high = (f"{100 * x:.{digits}f}" for x in (found.value, found.low, found.high))
+    return f"{value} ({low}\N{EN DASH}{high})"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from looking import CHROMIUM, QUIET
+from playwright.sync_api import Browser, sync_playwright
 
 from fedunlearn.report.report import Failure, Report, assemble
 from fedunlearn.runner import run
@@ -48,3 +51,12 @@ def odd(report: Report) -> Report:
 def folder(tmp_path: Path) -> Path:
     """For what is written."""
     return tmp_path / "written"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Started once for all looks."""
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield started
+        started.close()

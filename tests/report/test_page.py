@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from playwright.sync_api import Browser, Page, sync_playwright
+from looking import LOOKS, barriers, complaints, hang_together, needs_browser
+from playwright.sync_api import Browser
 
 from fedunlearn.evaluation.scores import ForgetSet
 from fedunlearn.report.beside import pictures_of
@@ -23,74 +20,7 @@ from fedunlearn.report.page import page, publish, reproduction_page
 from fedunlearn.report.report import Report
 from fedunlearn.report.shape import Reproduction, shape_of
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
-
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
 KINDS = ("one", "odd", "several", "reproduction")
-LOOKS = [(width, scheme) for width in (1440, 390) for scheme in ("light", "dark")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield started
-        started.close()
-
-
-def complaints(browser: Browser, path: Path, width: int, scheme: str) -> list[str]:
-    """All that is wrong with a page, to a browser."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
-    try:
-        tab = context.new_page()
-        found: list[str] = []
-        tab.on("console", lambda message: found.append(f"console: {message.type} {message.text}"))
-        tab.on("pageerror", lambda error: found.append(f"error: {error}"))
-        tab.on("dialog", lambda dialog: (found.append(f"dialog: {dialog.message}"), dialog.dismiss()))  # type: ignore[func-returns-value]
-        tab.on("request", lambda request: found.append(f"request: {request.url}"))
-        tab.goto(path.as_uri())
-        found.remove(f"request: {path.as_uri()}")
-        found = [entry for entry in found if entry != "request: data:,"]
-        tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-        found += overflowing(tab)
-        return found
-    finally:
-        context.close()
-
-
-def overflowing(tab: Page) -> list[str]:
-    """What is wider than its place, but for what is made to be scrolled."""
-    script = """() => {
-        const seen = [];
-        const wide = document.documentElement.clientWidth;
-        if (document.documentElement.scrollWidth > wide) seen.push(`page: ${document.documentElement.scrollWidth}`);
-        for (const one of document.body.querySelectorAll('*')) {
-            if (one.closest('.scroll, pre, svg, .skip')) continue;
-            const box = one.getBoundingClientRect();
-            const place = `${one.tagName} ${one.className} ${box.left} ${box.right}`;
-            if (box.right > wide + 1 || box.left < -1) seen.push(place);
-        }
-        return seen;
-    }"""
-    return [f"overflow: {entry}" for entry in tab.evaluate(script)]
-
-
-def barriers(browser: Browser, path: Path, width: int, scheme: str) -> list[str]:
-    """What axe finds that keeps people out."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 900},
-        color_scheme=scheme,
-        bypass_csp=True,  # type: ignore[arg-type]
-    )
-    try:
-        tab = context.new_page()
-        tab.goto(path.as_uri())
-        tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-        violations = Axe().run(tab).response["violations"]
-        return [f"{one['id']}: {[node['html'][:120] for node in one['nodes'][:3]]}" for one in violations]
-    finally:
-        context.close()
 
 
 def with_figure(odd: Report) -> Report:
@@ -213,47 +143,10 @@ def test_every_colour_can_be_read_on_its_ground(name: str) -> None:
             assert contrast(colour, ground) >= 4.5
 
 
-class Outline(HTMLParser):
-    """Ids, links to them, headings, and images with their descriptions."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.levels: list[int] = []
-        self.images: list[str | None] = []
-        self.tags: set[str] = set()
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = dict(attrs)
-        self.tags.add(tag)
-        if identity := named.get("id"):
-            self.ids.append(identity)
-        if tag == "a" and (target := named.get("href")):
-            self.links.append(target)
-        if re.fullmatch("h[1-6]", tag):
-            self.levels.append(int(tag[1]))
-        if named.get("role") == "img":
-            self.images.append(named.get("aria-label"))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_page_is_one_file_that_hangs_together(pages: dict[str, Path], kind: str) -> None:
-    text = pages[kind].read_text(encoding="utf-8")
-    outline = Outline(text)
-    assert len(set(outline.ids)) == len(outline.ids)
-    within = {link for link in outline.links if link.startswith("#")}
-    assert {link.removeprefix("#") for link in within} <= set(outline.ids)
     runs = {f"{run}/report.html" for run in ("table-1-cnn", "figure-4", "figure-1")}  # which lie beside the page
-    assert set(outline.links) - within == (runs if kind == "reproduction" else set())
-    assert outline.levels[0] == 1
-    assert all(
-        after <= before + 1 or before == 1 for before, after in zip(outline.levels, outline.levels[1:], strict=False)
-    )
-    assert all(label and re.search(r"\d", label) for label in outline.images)  # in words and numbers
-    assert outline.tags.isdisjoint({"script", "img", "iframe", "object", "embed"})
-    assert not re.search(r"(src|@import|url\()\s*=?\s*[\"']?https?:", text)
+    hang_together(pages[kind].read_text(encoding="utf-8"), outside=runs if kind == "reproduction" else set())
 
 
 def test_what_the_page_says_of_a_run(report: Report, pages: dict[str, Path]) -> None:
@@ -338,6 +231,14 @@ def test_everything_is_written_beside_the_page(report: Report, folder: Path) -> 
     first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     publish([report], folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == first  # the same files again
+
+
+def test_the_page_links_to_the_audit_that_lies_beside_it(report: Report, folder: Path) -> None:
+    link = '<a href="audit.html">The audit of this run</a>'
+    assert link not in publish([report], folder).read_text()
+    (folder / "audit.html").write_text("of the same run")
+    assert link in publish([report], folder).read_text()
+    assert link not in publish([report, replace(report, name="other")], folder).read_text()  # of which it is not
 
 
 def test_several_runs_on_one_page(report: Report, folder: Path) -> None:

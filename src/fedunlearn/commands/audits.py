@@ -28,6 +28,8 @@ def audit_run(
     from fedunlearn.auditing import FILE, audit, plan_of
     from fedunlearn.console import print_audit
     from fedunlearn.report.audit import publish_audit
+    from fedunlearn.report.page import publish
+    from fedunlearn.report.report import assemble
     from fedunlearn.verdict import summary
 
     plan, chosen = plan_of(run, seed, shadows)
@@ -35,6 +37,7 @@ def audit_run(
     rounds = shadows * plan.total_rounds // len(plan.seeds)
     found = watch(steps, rounds, run, lambda step: (step.part, step.step, step.rounds))
     page = publish_audit(found, run)
+    publish([assemble(run)], run)  # whose page links to the audit's from now on
     if as_json:
         print_json({"folder": str(run), **summary(found)})
         return

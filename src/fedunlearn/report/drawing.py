@@ -18,7 +18,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "LIGHT", "NARROW", "WIDE", "Picture", "axes_for", "put_legend"]
+__all__ = ["COLOURS", "LIGHT", "NARROW", "WIDE", "Picture", "axes_for", "put_legend", "slug"]
 
 COLOURS = {
     "ink": ("#1c2128", "#e9e6df"),
@@ -146,6 +146,11 @@ def put_legend(figure: Figure, axes: Axes) -> None:
     """Below the axes, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, _shortened(labels), loc="outside lower center", ncols=_columns(labels))
+
+
+def slug(name: str) -> str:
+    """Of a method's name or the like, what the name of a file may hold; two names can give the same."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)[:40].strip("-")
 
 
 def _short(label: str) -> str:

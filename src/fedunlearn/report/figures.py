@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
@@ -18,10 +17,23 @@ from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import LOSS_EDGES, Scores, average_gap
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.evaluation.table import REFERENCE
-from fedunlearn.report.drawing import LIGHT, NARROW, WIDE, Picture, axes_for, put_legend
+from fedunlearn.report.drawing import LIGHT, NARROW, WIDE, Picture, axes_for, put_legend, slug
 from fedunlearn.report.report import Report, measures_of
 
-__all__ = ["MARKERS", "NAMES", "OWN", "Series", "losses", "measures", "partition", "prices", "series_of", "validation"]
+__all__ = [
+    "MARKERS",
+    "NAMES",
+    "OWN",
+    "Look",
+    "Series",
+    "looks",
+    "losses",
+    "measures",
+    "partition",
+    "prices",
+    "series_of",
+    "validation",
+]
 
 OWN = ("c2", "c3", "c4", "c5", "c6", "c7", "c8")
 MARKERS = "os^Dv<>PX"
@@ -39,6 +51,32 @@ NAMES = {
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a method is drawn, in every figure of a page.
+
+    Attributes:
+        colour: its name, see `fedunlearn.report.drawing.COLOURS`.
+        marker, dash: as Matplotlib names them.
+    """
+
+    colour: str
+    marker: str
+    dash: Any
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """Of methods in their order; of Original too, which is muted."""
+    others = [method for method in methods if method not in (REFERENCE, "NoT")]
+    found = {ORIGINAL: Look("faint", "x", (0, (1, 1.2)))}
+    for number, method in enumerate(methods):
+        again = others.index(method) // len(OWN) if method in others else 0  # with a colour that others have
+        colour = {REFERENCE: "ink", "NoT": "c1"}.get(method) or OWN[others.index(method) % len(OWN)]
+        dash = (0, (5, 2)) if method == REFERENCE else _DASHES[again % len(_DASHES)]
+        found[method] = Look(colour, MARKERS[number % len(MARKERS)], dash)
+    return found
+
+
+@dataclass(frozen=True)
 class Series:
     """A method of a run, as it is drawn everywhere.
 
@@ -47,7 +85,7 @@ class Series:
         method, run: whose it is; the position of the run among those on the page.
         points: the scored rows, round by round, each a row a seed.
         retrain: the scores of the final retrained models.
-        colour, marker, dash: of its line.
+        look: of its line.
     """
 
     label: str
@@ -55,9 +93,7 @@ class Series:
     run: int
     points: tuple[tuple[Row, ...], ...]
     retrain: tuple[Scores, ...]
-    colour: str
-    marker: str
-    dash: Any
+    look: Look
 
     def values(self, measure: str) -> list[list[float]]:
         """A measure round by round, a value a seed; rounds without it are left out."""
@@ -86,9 +122,7 @@ class Series:
 def series_of(reports: Sequence[Report]) -> list[Series]:
     """Every method of every run, Original left out."""
     several = len(reports) > 1
-    methods = list(dict.fromkeys(method for report in reports for method in report.methods))
-    others = [method for method in methods if method not in (REFERENCE, "NoT")]
-    colours = {REFERENCE: "ink", "NoT": "c1"} | {m: OWN[i % len(OWN)] for i, m in enumerate(others)}
+    drawn = looks(list(dict.fromkeys(method for report in reports for method in report.methods)))
     found = []
     for number, report in enumerate(reports):
         by_method = curves(report.compared)
@@ -96,12 +130,10 @@ def series_of(reports: Sequence[Report]) -> list[Series]:
         for method in report.methods:
             points = tuple(zip(*by_method[method].values(), strict=True))
             label = f"{report.name}: {method}" if several else method
-            again = others.index(method) // len(OWN) if method in others else 0  # with a colour that others have
-            dash = _DASHES[(number if several else again) % len(_DASHES)]
-            if method == REFERENCE and not several:
-                dash = (0, (5, 2))
-            marker = MARKERS[methods.index(method) % len(MARKERS)]
-            found.append(Series(label, method, number, points, retrain, colours[method], marker, dash))
+            look = drawn[method]
+            if several:
+                look = replace(look, dash=_DASHES[number % len(_DASHES)])
+            found.append(Series(label, method, number, points, retrain, look))
     return found
 
 
@@ -117,7 +149,7 @@ def measures(series: Sequence[Series], reports: Sequence[Report]) -> Iterator[Pi
                 means, spreads = [fmean(v) for v in values], [stdev(v) if len(v) > 1 else 0.0 for v in values]
                 low = [m - s for m, s in zip(means, spreads, strict=True)]
                 high = [m + s for m, s in zip(means, spreads, strict=True)]
-                axes.fill_between(one.rounds(), low, high, color=LIGHT[one.colour], alpha=0.13, linewidth=0)
+                axes.fill_between(one.rounds(), low, high, color=LIGHT[one.look.colour], alpha=0.13, linewidth=0)
                 _line(axes, one, one.rounds(), means)
                 ends.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}")
                 curves_shown[one.label] = means
@@ -186,7 +218,7 @@ def validation(series: Sequence[Series], reports: Sequence[Report]) -> Picture |
             if stops:
                 where = f"stopped after {fmean(stops):.3g} rounds, mean of the {len(stops)} seeds where it was met"
                 y = np.interp(fmean(stops), one.rounds(), means)
-                axes.plot(fmean(stops), y, "o", markersize=8, markerfacecolor="none", color=LIGHT[one.colour])
+                axes.plot(fmean(stops), y, "o", markersize=8, markerfacecolor="none", color=LIGHT[one.look.colour])
             told.append(f"{one.label} {means[0]:.1f} to {means[-1]:.1f}, {where}")
         for number, report in enumerate(reports):
             scores = [row.scores for row in _originals(report) if row.scores]
@@ -221,8 +253,7 @@ def losses(report: Report, prefix: str = "") -> Iterator[Picture]:
             axes.set_xscale("log")
             axes.set(xlim=(LOSS_EDGES[0], LOSS_EDGES[-1]), ylim=(0, 1.05 * highest))
             put_legend(figure, axes)
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", method)[:40].strip("-")
-        name = f"{prefix}losses-{number}-{slug}"  # numbered: two methods can look the same but for punctuation
+        name = f"{prefix}losses-{number}-{slug(method)}"  # numbered: two methods can look the same but for punctuation
         medians = ", ".join(f"{kind} {_median(shares):.2g}" for kind, shares in kinds.items())
         yield Picture(name, figure, f"Histogram of losses, {title}. Medians: {medians}.", f"Losses, {title}.")
 
@@ -269,7 +300,8 @@ def partition(report: Report, prefix: str = "") -> Picture:
 def _line(axes: Axes, one: Series, x: Sequence[float], y: Sequence[float]) -> None:
     every = max(len(x) // 8, 1)  # markers tell methods apart without colour; one at every round would hide the line
     front = 3 if one.method in (REFERENCE, "NoT") else 2
-    style: Any = {"color": LIGHT[one.colour], "linestyle": one.dash, "marker": one.marker, "zorder": front}
+    look = one.look
+    style: Any = {"color": LIGHT[look.colour], "linestyle": look.dash, "marker": look.marker, "zorder": front}
     axes.plot(x, y, markevery=every, label=one.label, **style)
 
 

@@ -8,20 +8,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import jinja2
 import tomli_w
-from markupsafe import Markup
 
 from fedunlearn.amounts import scaled, tell_bytes
-from fedunlearn.atomic import atomic_write
 from fedunlearn.evaluation.published import Printed
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.stopping import StopRule
 from fedunlearn.evaluation.table import REFERENCE, Line
 from fedunlearn.report import figures, tables
 from fedunlearn.report.beside import pictures_of
-from fedunlearn.report.drawing import COLOURS, Picture
+from fedunlearn.report.drawing import Picture
 from fedunlearn.report.figures import NAMES, Series
+from fedunlearn.report.rendering import AUDIT, REPORT, render, write, write_pictures
 from fedunlearn.report.report import FILE, Comparison, Report, measures_of, told, write_report
 from fedunlearn.report.shape import Reproduction
 
@@ -54,23 +52,21 @@ def publish(reports: Sequence[Report], folder: Path) -> Path:
         OSError: the folder cannot be written.
     """
     pictures = _Pictures.of(reports)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for picture in pictures.all():
-        _write(folder / "figures" / f"{picture.name}.svg", picture.svg())
-        _write(folder / "figures" / f"{picture.name}.pdf", picture.pdf())
-    _write(folder / "table.csv", tables.as_csv(reports).encode())
-    _write(folder / "table.md", tables.as_markdown(reports).encode())
-    _write(folder / "table.tex", tables.as_latex(reports).encode())
+    write_pictures(pictures.all(), folder / "figures")
+    write(folder / "table.csv", tables.as_csv(reports).encode())
+    write(folder / "table.md", tables.as_markdown(reports).encode())
+    write(folder / "table.tex", tables.as_latex(reports).encode())
     if len(reports) == 1:
         write_report(reports[0], folder / FILE)
-    path = folder / ("report.html" if len(reports) == 1 else "compare.html")
-    _write(path, _rendered(reports, pictures).encode())
+    path = folder / (REPORT if len(reports) == 1 else "compare.html")
+    audited = len(reports) == 1 and (folder / AUDIT).exists()
+    write(path, _rendered(reports, pictures, audited=audited).encode())
     return path
 
 
 def page(reports: Sequence[Report]) -> str:
     """The page's HTML."""
-    return _rendered(reports, _Pictures.of(reports))
+    return _rendered(reports, _Pictures.of(reports), audited=False)
 
 
 def publish_reproduction(reproduction: Reproduction, folder: Path) -> Path:
@@ -83,30 +79,22 @@ def publish_reproduction(reproduction: Reproduction, folder: Path) -> Path:
         OSError: the folder cannot be written.
     """
     pictures = [pictures_of(shape) for shape in reproduction.blocks]
-    figures_folder = folder / f"{reproduction.artefact}-figures"
-    figures_folder.mkdir(parents=True, exist_ok=True)
-    for picture in (picture for group in pictures for picture in group):
-        _write(figures_folder / f"{picture.name}.svg", picture.svg())
-        _write(figures_folder / f"{picture.name}.pdf", picture.pdf())
+    write_pictures((picture for group in pictures for picture in group), folder / f"{reproduction.artefact}-figures")
     path = folder / f"{reproduction.artefact}.html"
-    _write(path, reproduction_page(reproduction, pictures).encode())
+    write(path, reproduction_page(reproduction, pictures).encode())
     reproduction.write(folder / f"{reproduction.artefact}.json")
     return path
 
 
 def reproduction_page(reproduction: Reproduction, pictures: Sequence[Sequence[Picture]]) -> str:
     """Its HTML, with the pictures of each of its blocks."""
-    return (
-        _templates()
-        .get_template("reproduction.html")
-        .render(
-            title=f"{reproduction.title} (scale {reproduction.scale})",
-            colours=COLOURS,
-            reproduction=reproduction,
-            pictures=pictures,
-            beside=tables.beside,
-            legend=tables.BESIDE,
-        )
+    return render(
+        "reproduction.html",
+        title=f"{reproduction.title} (scale {reproduction.scale})",
+        reproduction=reproduction,
+        pictures=pictures,
+        beside=tables.beside,
+        legend=tables.BESIDE,
     )
 
 
@@ -144,53 +132,33 @@ class _Pictures:
         yield from self.partitions
 
 
-def _templates() -> jinja2.Environment:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def _rendered(reports: Sequence[Report], pictures: _Pictures, *, audited: bool) -> str:
+    return render(
+        "template.html",
+        filters={"amount": _amount, "told": told, "shown": _shown},
+        audit=AUDIT if audited else None,
+        reports=reports,
+        several=len(reports) > 1,
+        title=" / ".join(dict.fromkeys(report.title for report in reports)),
+        differences=Comparison(tuple(reports)).differences,
+        pictures=pictures,
+        numbers=list(_numbers(pictures.series, measures_of(reports))),
+        names=NAMES,
+        measures=measures_of(reports),
+        original=ORIGINAL,
+        sources=_SOURCES,
+        preset_notes=_preset_notes,
+        reference=REFERENCE,
+        asked=_asked,
+        verdict=_verdict,
+        facts=_facts,
+        best=_best,
+        stops=_stops,
+        beside=_beside,
+        phases=_phases,
+        resolved=lambda report: tomli_w.dumps(dict(report.experiment)),
+        environment=_environment,
     )
-    environment.filters |= {"amount": _amount, "told": told, "shown": _shown, "inline": _inline}
-    return environment
-
-
-def _rendered(reports: Sequence[Report], pictures: _Pictures) -> str:
-    return (
-        _templates()
-        .get_template("template.html")
-        .render(
-            reports=reports,
-            several=len(reports) > 1,
-            title=" / ".join(dict.fromkeys(report.title for report in reports)),
-            differences=Comparison(tuple(reports)).differences,
-            pictures=pictures,
-            numbers=list(_numbers(pictures.series, measures_of(reports))),
-            names=NAMES,
-            measures=measures_of(reports),
-            original=ORIGINAL,
-            sources=_SOURCES,
-            preset_notes=_preset_notes,
-            reference=REFERENCE,
-            colours=COLOURS,
-            asked=_asked,
-            verdict=_verdict,
-            facts=_facts,
-            best=_best,
-            stops=_stops,
-            beside=_beside,
-            phases=_phases,
-            resolved=lambda report: tomli_w.dumps(dict(report.experiment)),
-            environment=_environment,
-        )
-    )
-
-
-def _inline(picture: Picture) -> Markup:
-    return Markup(picture.inline())
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
 
 
 def _asked(report: Report) -> str:
