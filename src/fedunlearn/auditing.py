@@ -42,6 +42,7 @@ __all__ = [
     "ATTACKS",
     "FEWEST",
     "FILE",
+    "TESTS",
     "Attack",
     "Audit",
     "AuditError",
@@ -52,8 +53,6 @@ __all__ = [
     "put_together",
 ]
 
-FEWEST = needed(0.9)
-"""Shadows: with fewer, an attacker who is right about nine clients in ten would not be told from chance."""
 
 _PATIENCE = 5.0  # seconds
 _FOLDER = "audit"
@@ -85,6 +84,7 @@ class Kind:
         versions: of the model that it holds; "before" is the model before the request.
         scorer: from what the models say to a score each sample.
         forget: whether it is about what was to be forgotten; else about what stays.
+        final: whether it is about the models that methods end with.
         blind: whether a retrained model can tell nothing by construction, so that methods are held against chance
             itself.
     """
@@ -94,7 +94,13 @@ class Kind:
     versions: tuple[Moment | str, ...]
     scorer: Scorer
     forget: bool = True
+    final: bool = True
     blind: bool = True
+
+    @property
+    def judged(self) -> bool:
+        """Whether a method's verdict rests on it."""
+        return self.forget and self.final
 
 
 _DATA = "has the model after unlearning and the data that it asks about"
@@ -122,6 +128,7 @@ ATTACKS = (
         f"has the model that the first round of recovery begins with, as every client that stays does; {_SHADOWS}",
         ("unlearned",),
         by_likelihood,
+        final=False,
     ),
     Kind(
         "LiRA on those who stay",
@@ -134,13 +141,16 @@ ATTACKS = (
 )
 """The attacks with shadows, from the one that knows least."""
 
+TESTS = 2 * sum(kind.judged for kind in ATTACKS)
+"""On which a method's verdict rests: about samples, and about all data together."""
+
 
 @dataclass(frozen=True)
 class Attack:
     """What came of an attack.
 
     Attributes:
-        name, knowledge, forget, blind: see `Kind`.
+        name, knowledge, forget, judged, blind: see `Kind`.
         results: by method; "Original" is the model before the request.
         beside: by method, compared with retrained models.
         curves: by method, see `fedunlearn.audits.certainty.curve`, over all shadows.
@@ -151,6 +161,7 @@ class Attack:
     name: str
     knowledge: str
     forget: bool
+    judged: bool
     blind: bool
     results: Mapping[str, Result]
     beside: Mapping[str, Compared]
@@ -214,6 +225,10 @@ class Audit:
             raise FileError(f"{path} is no audit: {'.'.join(map(str, why['loc']))}: {why['msg']}") from None
 
 
+FEWEST = needed(0.95, TESTS)
+"""Shadows: with fewer, an attacker who is right nineteen times in twenty would not be told from chance."""
+
+
 def plan_of(folder: Path, seed: int | None, shadows: int) -> tuple[Experiment, int]:
     """The experiment of a run that can be audited, and the seed to audit.
 
@@ -234,9 +249,11 @@ def plan_of(folder: Path, seed: int | None, shadows: int) -> tuple[Experiment, i
     seed = plan.seeds[0] if seed is None else seed
     if seed not in plan.seeds:
         raise AuditError(f"{folder} has no seed {seed}: take one of {', '.join(map(str, plan.seeds))}")
+    if len(plan.methods) == 1:
+        raise AuditError(f"{folder} holds Retrain alone: run a method beside it, there is nothing else to audit")
     if shadows < FEWEST:
         raise AuditError(
-            f"{shadows} shadows could not tell an attacker who is right nine times in ten from chance: "
+            f"{shadows} shadows could not tell an attacker who is right nineteen times in twenty from chance: "
             f"take {FEWEST} or more"
         )
     if not (plan.keep.first and plan.keep.last):
@@ -321,8 +338,8 @@ def put_together(
         int((~forget).sum()),
         methods,
         attacks,
-        wins_found(len(readings)),
-        excess_found(Attacked.of(evidence, by_likelihood).areas),
+        wins_found(len(readings), TESTS),
+        excess_found(Attacked.of(evidence, by_likelihood).areas, TESTS),
         _quality(methods, forget, readings),
         tuple(examined),
     )
@@ -342,6 +359,7 @@ def _attack(
         kind.name,
         kind.knowledge,
         kind.forget,
+        kind.judged,
         kind.blind,
         {method: found.result() for method, found in attacked.items()},
         {

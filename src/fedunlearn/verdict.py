@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedunlearn.auditing import Attack, Audit
+from fedunlearn.auditing import TESTS, Attack, Audit
 from fedunlearn.audits.certainty import LEVEL, POWER, holm, needed
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.table import REFERENCE
 
 __all__ = ["ENOUGH", "Verdict", "conclusion", "summary", "verdicts"]
 
-ENOUGH = needed(0.75)
-"""Shadows: with fewer, "nothing was found" would mean little: the attacker could be right three times in four."""
+ENOUGH = needed(0.85, TESTS)
+"""Shadows: with fewer, "nothing was found" would mean little: an attacker could be right six times in seven."""
 
 _KEPT = "Whoever kept the model from before the request can still find the data in that."
 
@@ -131,7 +131,7 @@ def _verdict(audit: Audit, method: str) -> Verdict:
 def _tests(audit: Audit, method: str) -> Iterator[_Test]:
     """Those about what was to be forgotten, on the model that the method ends with."""
     for attack in audit.attacks:
-        if attack.forget and attack.name != "First message" and method in attack.beside:
+        if attack.judged and method in attack.beside:
             yield _Test(attack, False, attack.beside[method].sample_p)
             yield _Test(attack, True, attack.beside[method].client_p)
 
@@ -153,8 +153,8 @@ def _told(audit: Audit, method: str, test: _Test) -> str:
             f"{theirs.client.value:.0%})"
         )
     return (
-        f"shown one sample of either, it ({test.attack.name}) is right in {ours.sample.value:.1%} of the cases "
-        f"({theirs.sample.value:.1%})"
+        f"shown one sample of either, an attacker ({test.attack.name}) is right in {ours.sample.value:.1%} of the "
+        f"cases ({theirs.sample.value:.1%})"
     )
 
 

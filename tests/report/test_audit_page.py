@@ -57,7 +57,7 @@ def attack(name: str, results: Mapping[str, Result], beside: Mapping[str, Compar
     curves = dict.fromkeys(results, ((0.05, 0.0), (0.1, 0.25), (1.0, 1.0)))
     counts = (tuple([0] * 19 + [1, 3] + [0] * 19), tuple([0] * 19 + [3, 1] + [0] * 19))
     histograms = dict.fromkeys(results, counts) if "LiRA" in name else {}
-    return Attack(name, kind.knowledge, kind.forget, kind.blind, results, beside, curves, histograms)
+    return Attack(name, kind.knowledge, kind.forget, kind.judged, kind.blind, results, beside, curves, histograms)
 
 
 def curve(*losses: float) -> Relearned:

@@ -162,7 +162,7 @@ def sign_flips(differences: NDArray[np.float64], seed: int = 0) -> float:
     )
 
 
-def wins_found(shadows: int) -> float:
+def wins_found(shadows: int, tests: int = 1) -> float:
     """How often an attacker must be right about all data together to be found at level 5 % with a power of 80 %.
 
     Where its leads over the shadows are normal, as sums over many samples are, with mean d and variance 1, it is right
@@ -171,35 +171,37 @@ def wins_found(shadows: int) -> float:
 
     Args:
         shadows: two at least.
+        tests: among which this is one: each has its share of the level, as the surest has by Holm's adjustment.
 
     Returns:
         In (0.5, 1).
     """
-    return float(stats.norm.cdf(_quantiles(shadows - 1) * np.sqrt(ALIKE / shadows)))
+    return float(stats.norm.cdf(_quantiles(shadows - 1, tests) * np.sqrt(ALIKE / shadows)))
 
 
-def excess_found(areas: NDArray[np.float64]) -> float:
+def excess_found(areas: NDArray[np.float64], tests: int = 1) -> float:
     """By how much a mean area must be larger than by chance to be found at level 5 % with a power of 80 %.
 
     Args:
         areas: of the shadows, where nothing can be found, ``(N,)``; two at least.
+        tests: see `wins_found`.
     """
-    return float(_quantiles(len(areas) - 1) * stats.sem(areas) * np.sqrt(ALIKE))
+    return float(_quantiles(len(areas) - 1, tests) * stats.sem(areas) * np.sqrt(ALIKE))
 
 
-def needed(rate: float) -> int:
+def needed(rate: float, tests: int = 1) -> int:
     """The smallest number of shadows with which `wins_found` is ``rate`` or less; ``rate`` in (0.5, 1)."""
     if not 0.5 < rate < 1:
         raise ValueError(f"a rate of wins to be found lies between 0.5 and 1, not at {rate}")
     shadows = 2
-    while wins_found(shadows) > rate:
+    while wins_found(shadows, tests) > rate:
         shadows += 1
     return shadows
 
 
-def _quantiles(freedom: int) -> float:
+def _quantiles(freedom: int, tests: int) -> float:
     """Of the level and of the power, in standard errors."""
-    return float(stats.t.ppf(1 - LEVEL, freedom) + stats.t.ppf(POWER, freedom))
+    return float(stats.t.ppf(1 - LEVEL / tests, freedom) + stats.t.ppf(POWER, freedom))
 
 
 def holm(p: list[float]) -> list[float]:
