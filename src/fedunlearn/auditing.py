@@ -309,7 +309,7 @@ def put_together(
     forget = targets.forget.numpy()
     methods = tuple(label for label in plan.labels if all(Model(label, "last") in r.models for r in (*readings, here)))
     attacks = tuple(_attack(kind, methods, forget if kind.forget else ~forget, readings, here) for kind in ATTACKS)
-    evidence = _evidence((Model(REFERENCE, "last"),), forget, readings, here)
+    retrained = Attacked.in_turn(_evidence((Model(REFERENCE, "last"),), forget, readings, here), by_likelihood)
     return Audit(
         plan.title,
         run,
@@ -319,8 +319,8 @@ def put_together(
         int((~forget).sum()),
         methods,
         attacks,
-        detectable(len(readings)) or 1.0,
-        excess_found(Attacked.of(evidence, by_likelihood).areas),
+        detectable(len(retrained.leads)) or 1.0,
+        excess_found(retrained.areas),
         _quality(methods, forget, readings),
         tuple(examined),
     )
@@ -329,13 +329,15 @@ def put_together(
 def _attack(
     kind: Kind, methods: Sequence[str], which: NDArray[np.bool_], readings: Sequence[Readings], here: Readings
 ) -> Attack:
-    attacked = {}
+    attacked, in_turn = {}, {}
     for method in (ORIGINAL, *methods):
         versions = _versions(kind, method, here)
         if versions and which.any():
-            attacked[method] = Attacked.of(_evidence(versions, which, readings, here), kind.scorer)
+            evidence = _evidence(versions, which, readings, here)
+            attacked[method] = Attacked.of(evidence, kind.scorer)
+            in_turn[method] = Attacked.in_turn(evidence, kind.scorer)
     ratios = attacked if kind.scorer is by_likelihood else {}
-    retrain = attacked.get(REFERENCE)
+    retrain = in_turn.get(REFERENCE)
     return Attack(
         kind.name,
         kind.knowledge,
@@ -346,7 +348,7 @@ def _attack(
         if retrain is None
         else {
             method: compared(found, retrain, blind=kind.blind)
-            for method, found in attacked.items()
+            for method, found in in_turn.items()
             if method not in (ORIGINAL, REFERENCE)
         },
         {method: tuple(curve(found.members[:-1], found.others[:-1])) for method, found in attacked.items()},
