@@ -64,11 +64,10 @@ def privacy_loss(unlearned: NDArray[np.float64], retrained: NDArray[np.float64])
 
 
 def _thresholds(unlearned: NDArray[np.float64], retrained: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """The best single threshold, in each direction."""
+    """The best single threshold, in each direction; of several that are as good the median, whatever the sign is."""
     values = np.unique(np.concatenate([unlearned, retrained]))
     cuts = (values[1:] + values[:-1]) / 2
     if not len(cuts):
         return []
-    above_u = (unlearned[:, None] > cuts).mean(0)
-    above_r = (retrained[:, None] > cuts).mean(0)
-    return [(float(cuts[np.argmax(above_u - above_r)]), 1), (float(cuts[np.argmax(above_r - above_u)]), -1)]
+    lead = ((unlearned[:, None] > cuts).mean(0) - (retrained[:, None] > cuts).mean(0)).round(12)
+    return [(float(np.median(cuts[lead == best])), sign) for best, sign in ((lead.max(), 1), (lead.min(), -1))]
