@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -28,7 +29,7 @@ def by_loops(unlearned: list[float], retrained: list[float], halves: tuple[int, 
     surest = 0.0
     for half in halves:
         values = sorted({*unlearned[half::2], *retrained[half::2]})
-        cuts = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+        cuts = [(a + b) / 2 for a, b in itertools.pairwise(values)]
         for sign in (1, -1):
             leads = []
             for cut in cuts:
@@ -51,18 +52,16 @@ def by_loops(unlearned: list[float], retrained: list[float], halves: tuple[int, 
 
 def quality(losses: list[float]) -> float:
     """Bins of 0.5 from 1 to 13, two divided by two to their power."""
-    return sum(2 / 2 ** next((n for n in range(1, 13) if loss < n / 2), 13) for loss in losses) / len(losses)
+    bins = [next((n for n in range(1, 13) if loss < n / 2), 13) for loss in losses]
+    return sum(2.0 ** (1 - n) for n in bins) / len(bins)
 
 
 def test_a_privacy_loss_by_hand() -> None:
-    """The even models give the threshold 2.5, the odd ones too; on the others it errs once in four, either way."""
-    unlearned, retrained = np.array([3, 3, 4, 4, 5, 5, 2.5, 1]), np.array([0, 0, 1, 1, 2, 2, 2, 4.0])
-    assert privacy_loss(unlearned, retrained) == pytest.approx(by_loops(list(unlearned), list(retrained)))
-    rates = np.array([0, 1] * 8, dtype=float)
-    # Every fourth of the unlearned models says 0, and every fourth of the retrained ones 1, in either half.
+    """In either half every fourth unlearned model says 0, and every fourth retrained one 1: log((1 - 1/4) / (1/4))."""
     unlearned, retrained = np.repeat([0.0, 1, 1, 1], 2), np.repeat([1.0, 0, 0, 0], 2)
     assert privacy_loss(unlearned, retrained) == pytest.approx(math.log((0.75 - 1e-6) / 0.25))
-    assert privacy_loss(rates[:8], rates[8:]) == 0
+    assert privacy_loss(retrained, unlearned) == pytest.approx(math.log((0.75 - 1e-6) / 0.25))
+    assert privacy_loss(unlearned, unlearned) == 0
 
 
 @given(st.integers(4, 24), st.integers(4, 24), SHIFT, st.integers(0, 10**6), st.booleans())
@@ -115,17 +114,21 @@ def test_with_how_many_models_it_says_what() -> None:
     0.93 and 0.03 with 256. Here each half has its turn and the surer attacker counts: models that lie apart escape
     less often, and models that differ in nothing look a little worse.
     """
-    found = {}
-    for models, samples in ((64, 400), (256, 400)):
+    both, one = {}, {}
+    for models in (64, 256):
         for shift in (0.0, 3.0):
-            unlearned, retrained = drawn(models, samples, shift, seed=1)
-            few = list(zip(unlearned.T.tolist(), retrained.T.tolist(), strict=True))[:60]
-            one_half = quality([by_loops(a, b, (0,)) for a, b in few]) if models == 64 else None
-            found[models, shift] = one_half, forgetting_quality(unlearned, retrained)
-    assert found[64, 0.0] == (pytest.approx(0.85, abs=0.08), pytest.approx(0.76, abs=0.05))
-    assert found[64, 3.0] == (pytest.approx(0.36, abs=0.12), pytest.approx(0.09, abs=0.05))
-    assert found[256, 0.0][1] == pytest.approx(0.90, abs=0.05)
-    assert found[256, 3.0][1] == pytest.approx(0.03, abs=0.05)
+            unlearned, retrained = drawn(models, 400, shift, seed=1)
+            both[models, shift] = forgetting_quality(unlearned, retrained)
+            if models == 64:
+                pairs = zip(unlearned.T[:100].tolist(), retrained.T[:100].tolist(), strict=True)
+                one[shift] = quality([by_loops(a, b, (0,)) for a, b in pairs])
+    assert one == {0.0: pytest.approx(0.85, abs=0.05), 3.0: pytest.approx(0.36, abs=0.1)}
+    assert both == {
+        (64, 0.0): pytest.approx(0.76, abs=0.05),
+        (64, 3.0): pytest.approx(0.09, abs=0.05),
+        (256, 0.0): pytest.approx(0.90, abs=0.05),
+        (256, 3.0): pytest.approx(0.02, abs=0.02),
+    }
 
 
 def test_too_few_models_say_nothing() -> None:

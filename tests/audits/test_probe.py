@@ -136,7 +136,7 @@ def test_a_layers_features_are_its_own_whatever_is_written_over_them() -> None:
 
 def test_samples_can_be_chosen() -> None:
     samples = federation(cnn)
-    chosen = features(samples.marking(ForgetClass(2)), Features(of=Forgotten()))  # type: ignore[arg-type]
+    chosen = features(samples.marking(ForgetClass(2)), Features(of=Forgotten()))
     every = features(samples, Features())
     assert chosen["labels"].tolist() == [2] * 3
     assert torch.allclose(chosen["conv1"], every["conv1"][every["labels"] == 2], atol=1e-6)

@@ -59,7 +59,7 @@ def test_a_sole_holder_takes_plain_steps_of_sgd() -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
         for batch_x, batch_y in batches(samples, start, turn) if turn < 2 else ():
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(batch_x), batch_y).backward()
+            nn.functional.cross_entropy(model(batch_x), batch_y).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
     assert found.steps == (0, 4, 8)
