@@ -116,6 +116,14 @@ def test_a_rate_needs_ten_false_positives(rate: float) -> None:
     assert found.value == pytest.approx(11 / enough)  # the threshold is the eleventh of all
 
 
+def test_a_share_of_the_others_is_a_whole_number_however_floats_round_it() -> None:
+    """0.29 of 100 would be 28.999..."""
+    scores = np.arange(100.0)[None]
+    found = found_at(scores, scores, 0.29)
+    assert found is not None
+    assert found.value == 0.29
+
+
 def test_the_interval_of_what_is_found_is_over_models() -> None:
     """Where half of the models give all away and half nothing, it is wide; where all are alike, it is narrow."""
     others = np.tile(np.linspace(0, 1, 100), (16, 1))

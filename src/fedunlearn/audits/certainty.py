@@ -61,7 +61,7 @@ def found_at(members: NDArray[np.float64], others: NDArray[np.float64], rate: fl
     Returns:
         None: there are fewer negatives than ten times 1 / ``rate``, too few to tell.
     """
-    if others.size * rate < _NEGATIVES:
+    if round(others.size * rate, 9) < _NEGATIVES:
         return None
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(members), size=(_RESAMPLES, len(members)))
@@ -171,5 +171,5 @@ def holm(p: list[float]) -> list[float]:
 def _rate(members: NDArray[np.float64], others: NDArray[np.float64], rate: float) -> float:
     """Members strictly above the threshold that at most ``rate`` of the others are strictly above."""
     ordered = np.sort(others, axis=None)
-    threshold = ordered[len(ordered) - 1 - int(np.floor(rate * len(ordered)))]
+    threshold = ordered[len(ordered) - 1 - int(round(rate * len(ordered), 9))]  # 0.29 of 100 are 29
     return float(np.mean(members > threshold))
