@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -100,12 +101,12 @@ class Readings:
             FileError: it is none of ours.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 models = [Model(*said) for said in json.loads(str(arrays["models"]))]
                 kinds = [kind.name for kind in dataclasses.fields(Reading)]
                 readings = [Reading(*(arrays[f"{n}.{kind}"] for kind in kinds)) for n in range(len(models))]
                 return cls(arrays["heads"], dict(zip(models, readings, strict=True)))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
             raise FileError(f"{path} holds no readings ({error}): remove it, to have them taken anew") from None
 
 

@@ -78,7 +78,7 @@ def found_at(members: NDArray[np.float64], others: NDArray[np.float64], rate: fl
     Returns:
         None: there are fewer negatives than ten times 1 / ``rate``, too few to tell.
     """
-    if others.size * rate < _NEGATIVES:
+    if round(others.size * rate, 9) < _NEGATIVES:
         return None
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(members), size=(_RESAMPLES, len(members)))
@@ -93,12 +93,12 @@ def curve(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[tup
     Args:
         members, others: scores, of any shape.
     """
-    rates = np.unique(np.geomspace(1 / others.size, 1, _POINTS))
+    counts = np.unique(np.geomspace(1, others.size, _POINTS).round().astype(int))  # of false positives
     ordered, found = np.sort(others, axis=None)[::-1], np.sort(members, axis=None)
-    thresholds = ordered[np.minimum((rates * others.size).round().astype(int), others.size - 1)]
+    thresholds = ordered[np.minimum(counts, others.size - 1)]
     shares = 1 - np.searchsorted(found, thresholds, side="right") / found.size
     shares[-1] = 1.0  # whoever takes everybody for a member finds all
-    return [(float(rate), float(share)) for rate, share in zip(rates, shares, strict=True)]
+    return [(float(rate), float(share)) for rate, share in zip(counts / others.size, shares, strict=True)]
 
 
 def mean(values: NDArray[np.float64], *, alike: float = 1.0) -> Interval:
@@ -118,7 +118,7 @@ def mean(values: NDArray[np.float64], *, alike: float = 1.0) -> Interval:
 def larger(values: NDArray[np.float64], *, alike: float = 1.0) -> float:
     """One-sided p-value of a mean above 0, by Student's test; arguments as of `mean`, two values at least."""
     spread = float(stats.sem(values) * np.sqrt(alike))
-    if spread == 0:  # all are the same: as sure as so many coins
+    if np.allclose(values, values[0], rtol=1e-12, atol=0):  # all are the same: as sure as so many coins
         return 0.5 ** len(values) if values[0] > 0 else 1.0
     return float(stats.t.sf(np.mean(values) / spread, len(values) - 1))
 
@@ -217,5 +217,5 @@ def holm(p: list[float]) -> list[float]:
 
 def _rate(members: NDArray[np.float64], others: NDArray[np.float64], rate: float) -> float:
     """Members strictly above the threshold that at most ``rate`` of the others are strictly above."""
-    position = others.size - 1 - int(np.floor(rate * others.size))
+    position = others.size - 1 - int(round(rate * others.size, 9))  # 0.29 of 100 are 29
     return float(np.mean(members > np.partition(others, position, axis=None)[position]))

@@ -68,7 +68,8 @@ def likelihood_ratios(
     """
     points = signals.reshape(*member.shape, -1)
     seen, unseen = member & reference[:, None], ~member & reference[:, None]
-    ratio = _densities(points, seen) - _densities(points, unseen)
+    shared = bool(reference.sum() < OWN_VARIANCE)
+    ratio = _densities(points, seen, shared) - _densities(points, unseen, shared)
     return np.where(_others(seen).astype(bool) & _others(unseen).astype(bool), ratio, 0.0)
 
 
@@ -78,7 +79,7 @@ def _others(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     return count
 
 
-def _densities(points: NDArray[np.float64], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _densities(points: NDArray[np.float64], chosen: NDArray[np.bool_], shared: bool) -> NDArray[np.float64]:
     """Log-density of each model's points, under the normal distributions of the other chosen models', ``(N, S)``."""
     counts, all_counts = np.maximum(_others(chosen), 1), np.maximum(chosen.sum(0), 1)
     mean = (points * chosen[..., None]).sum(0) / all_counts[:, None]
@@ -87,7 +88,7 @@ def _densities(points: NDArray[np.float64], chosen: NDArray[np.bool_]) -> NDArra
     means = mean - deviation / counts[..., None]
     share = (all_counts / counts)[..., None, None] * np.einsum("nsi,nsj->nsij", deviation, deviation)
     scatter = np.einsum("nsi,nsj->sij", deviation, deviation) - share
-    if chosen.any(1).sum() < OWN_VARIANCE:
+    if shared:
         freedom = np.maximum(_others(chosen) - 1, 0).sum(1)
         scatter, freedom = scatter.sum(1, keepdims=True), np.maximum(freedom, 1)[:, None]
     else:

@@ -94,7 +94,9 @@ def probe(
     with threadpool_limits(1, "blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits may still move
         fitted.fit(known, labels)
-        scores = fitted.predict_log_proba(asked)
+    scores = fitted.decision_function(asked)  # logits; of chances those below 1e-38 would all be 0
+    if scores.ndim == 1:  # of two classes, how much more the second
+        scores = np.stack([np.zeros_like(scores), scores], 1)
     logits = np.full((len(asked), max(*labels, *asked_labels) + 1), -np.inf)
     logits[:, fitted.classes_] = scores
     accuracy = float(np.mean(logits.argmax(1) == asked_labels))
@@ -102,9 +104,9 @@ def probe(
 
 
 def _flat(output: Tensor) -> Tensor:
-    """One row of features a sample."""
+    """One row of features a sample, a copy: an activation in place may write over the output."""
     if output.ndim == 4:
         output = F.adaptive_avg_pool2d(output, min(_PLACES, *output.shape[-2:]))
     elif output.ndim == 3:
         output = output.mean(1)
-    return output.flatten(1).float()
+    return output.flatten(1).to(torch.float32, copy=True)
