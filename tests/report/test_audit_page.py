@@ -306,7 +306,7 @@ def test_without_negations_there_are_none_to_turn_back() -> None:
 
 
 def test_forgetting_quality_or_why_there_is_none(text: str) -> None:
-    assert "takes about 128 shadows, and this audit has 24." in section(text, "quality")
+    assert "takes about 128 shadows, and this audit has 32." in section(text, "quality")
     shown = audit_page(replace(AUDIT, quality={REFERENCE: 0.871, HOSTILE: 0.125}))
     assert table(shown, "Forgetting quality by method") == {REFERENCE: ["0.871"], HOSTILE: ["0.125"]}
 
