@@ -17,6 +17,8 @@ __all__ = ["ENOUGH", "Verdict", "conclusion", "summary", "verdicts"]
 ENOUGH = needed(0.85, TESTS)
 """Shadows: with fewer, "nothing was found" would mean little: an attacker could be right six times in seven."""
 
+Status = Literal["found", "found beside the old model", "not found", "unknown"]
+
 _KEPT = "Whoever kept the model from before the request can still find the data in that."
 
 
@@ -26,15 +28,16 @@ class Verdict:
 
     Attributes:
         method: its name.
-        status: "found": an attack does better than on retrained models; "not found": none does, and a larger leak would
-            have been found; "unknown": the audit cannot tell.
+        status: "found": an attack does better than on retrained models; "found beside the old model": only one that
+            holds the model from before the request does; "not found": none does, and a larger leak would have been
+            found; "unknown": the audit cannot tell.
         finding: a sentence.
         promise: what may be promised, in a sentence.
         p: the smallest p-value of its attacks, adjusted for their number (Holm).
     """
 
     method: str
-    status: Literal["found", "not found", "unknown"]
+    status: Status
     finding: str
     promise: str
     p: float
@@ -63,6 +66,11 @@ def conclusion(audit: Audit) -> str:
         f"{_listed([one.method for one in found if one.status == status])}: {text}"
         for status, text in (
             ("found", "traces of the data were found that retrained models do not have"),
+            (
+                "found beside the old model",
+                "no attack on the new model alone found more than in retrained models, but beside the old model it "
+                "tells more than these do",
+            ),
             ("not found", "no attack found more than in retrained models"),
             ("unknown", "too few shadows for a conclusion"),
         )
@@ -102,28 +110,41 @@ def _verdict(audit: Audit, method: str) -> Verdict:
     nothing = "Nothing may be promised on the ground of this audit."
     if not _sensitive(audit):
         return Verdict(method, "unknown", _INSENSITIVE, nothing, p)
-    if p <= LEVEL:
-        significant = [test for test, value in zip(tests, adjusted, strict=True) if value <= LEVEL]
-        finding = "; ".join(_told(audit, method, test) for test in _strongest(significant, method))
+    found = [test for test, value in zip(tests, adjusted, strict=True) if value <= LEVEL]
+    if alone := [test for test in found if test.attack.blind]:
         return Verdict(
             method,
             "found",
-            f"{finding}.",
+            "; ".join(_told(method, test) for test in _strongest(alone, method)) + ".",
             "Do not promise that the data are forgotten: say that the model was changed, and that traces of them can "
             f"still be found in it. {_KEPT}",
             p,
         )
+    beside = "; ".join(_told(method, test) for test in _strongest(found, method))
     if audit.shadows < ENOUGH:
-        few = f"{audit.shadows} shadows are too few for a conclusion: take {ENOUGH} or more"
-        return Verdict(method, "unknown", f"{few}.", nothing, p)
+        few = f"{audit.shadows} shadows are too few for a conclusion on the new model alone: take {ENOUGH} or more"
+        said = f"{beside}; {few}" if found else few
+        return Verdict(method, "found beside the old model" if found else "unknown", f"{said}.", nothing, p)
+    promise = (
+        "It may be promised that the model was changed to forget the data, and that tests which find them in the model "
+        "from before find no more of them in the new model alone than in models that never saw them; not that nothing "
+        "is left."
+    )
+    if found:
+        return Verdict(
+            method,
+            "found beside the old model",
+            f"Nothing was found in the new model alone; but {beside}. {_power(audit)}",
+            f"{promise} Whoever kept the model from before the request can still find the data in that, and finds more "
+            "with the new one beside it than beside a retrained one.",
+            p,
+        )
     return Verdict(
         method,
         "not found",
         f"None of {len({test.attack.name for test in tests})} attacks found more of the data than in retrained models. "
         f"{_power(audit)}",
-        "It may be promised that the model was changed to forget the data, and that tests which find them in the model "
-        "from before find no more of them now than in models that never saw them; not that nothing is left. "
-        f"{_KEPT}",
+        f"{promise} {_KEPT}",
         p,
     )
 
@@ -144,7 +165,7 @@ def _strongest(tests: list[_Test], method: str) -> list[_Test]:
     return best + ([max(by_sample, key=lambda test: test.attack.beside[method].excess.value)] if by_sample else [])
 
 
-def _told(audit: Audit, method: str, test: _Test) -> str:
+def _told(method: str, test: _Test) -> str:
     ours, theirs = test.attack.results[method], test.attack.results[REFERENCE]
     if test.client:
         return (

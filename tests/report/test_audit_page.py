@@ -196,7 +196,7 @@ def test_the_conclusion_leads_and_each_method_has_its_verdict(text: str) -> None
         assert f"{one.method} {one.status} {finding} What may be promised. {one.promise}" in said
         assert p in said
     unknown = section(audit_page(replace(AUDIT, shadows=8)), "verdicts")
-    assert "NoT unknown 8 shadows are too few for a conclusion" in unknown
+    assert "NoT unknown 8 shadows are too few for a conclusion on the new model alone" in unknown
 
 
 def test_the_numbers_of_an_attack(text: str) -> None:
