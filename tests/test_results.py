@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from fedunlearn.report.shape import Pair, Reproduction, Shape
+from fedunlearn.report.shape import Pair, Reproduction, Shape, read_reproduction
 from fedunlearn.report.tables import beside_as_markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -17,7 +17,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """The script that draws them, which is no module of the package."""
-    spec = importlib.util.spec_from_file_location("draw_reproduced", DOCS / "draw_reproduced.py")
+    spec = importlib.util.spec_from_file_location("draw_results", DOCS / "draw_results.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -25,9 +25,11 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_committed_results_are_what_their_files_say(script: ModuleType) -> None:
-    text = (DOCS / "results.md").read_text(encoding="utf-8")
-    assert script.redrawn(text, DOCS / "reproduced") == text
+@pytest.mark.parametrize("document", ["results.md", "audits.md"])
+def test_the_committed_results_are_what_their_files_say(script: ModuleType, document: str) -> None:
+    text = (DOCS / document).read_text(encoding="utf-8")
+    folder, told = script.PLACES[document]
+    assert script.redrawn(text, DOCS / folder, told) == text
 
 
 @pytest.fixture
@@ -55,23 +57,27 @@ def reproduction(tmp_path: Path) -> Reproduction:
     return found
 
 
-PLACE = "# Results\n\n<!-- reproduced: table-9 -->{}<!-- end: table-9 -->\n\nMore.\n"
+def of_reproduction(path: Path) -> str:
+    return beside_as_markdown(read_reproduction(path))
+
+
+PLACE = "# Results\n\n<!-- found: table-9 -->{}<!-- end: table-9 -->\n\nMore.\n"
 
 
 @pytest.mark.parametrize("there", ["", "\n\nold | numbers\n\n"])
 def test_a_place_is_filled_and_nothing_else_is_changed(
     script: ModuleType, reproduction: Reproduction, tmp_path: Path, there: str
 ) -> None:
-    drawn = script.redrawn(PLACE.format(there), tmp_path)
+    drawn = script.redrawn(PLACE.format(there), tmp_path, of_reproduction)
     assert drawn == PLACE.format(f"\n\n{beside_as_markdown(reproduction)}\n")
-    assert script.redrawn(drawn, tmp_path) == drawn
+    assert script.redrawn(drawn, tmp_path, of_reproduction) == drawn
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "# Results\n",
-        PLACE.format("") + "<!-- reproduced: table-8 --><!-- end: table-8 -->",
+        PLACE.format("") + "<!-- found: table-8 --><!-- end: table-8 -->",
         PLACE.format("") * 2,
         PLACE.format("").replace("<!-- end: table-9 -->", ""),
     ],
@@ -80,4 +86,4 @@ def test_a_file_without_its_place_is_not_passed_over(
     script: ModuleType, reproduction: Reproduction, tmp_path: Path, text: str
 ) -> None:
     with pytest.raises(ValueError, match=r"table-[89]"):
-        script.redrawn(text, tmp_path)
+        script.redrawn(text, tmp_path, of_reproduction)

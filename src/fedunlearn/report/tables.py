@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from fedunlearn.evaluation.table import Line, Spread
+from fedunlearn.auditing import Attack, Audit
+from fedunlearn.evaluation.rows import ORIGINAL
+from fedunlearn.evaluation.table import REFERENCE, Line, Spread
+from fedunlearn.report.audit_numbers import Soon, probes_of, relearnt, standings
 from fedunlearn.report.report import Report, measures_of
 from fedunlearn.report.shape import Pair, Reproduction, Result, Shape
+from fedunlearn.verdict import certain, conclusion, verdicts
 
-__all__ = ["BESIDE", "as_csv", "as_latex", "as_markdown", "beside", "beside_as_markdown", "cells"]
+__all__ = ["BESIDE", "as_csv", "as_latex", "as_markdown", "audit_as_markdown", "beside", "beside_as_markdown", "cells"]
 
 BESIDE = (
     "Ours: after all rounds; oracle: ours at the scored round closest to Retrain, the paper's way as far as can be "
@@ -121,6 +125,64 @@ def beside_as_markdown(reproduction: Reproduction) -> str:
         about = f"`{shape.experiment}`, seed{'s' * (len(shape.seeds) > 1)} {seeds}. "
         parts += [f"**{shape.heading}**", about + " ".join(shape.sentences()), "\n".join(lines)]
     return "\n\n".join([f"`{reproduction.command}`", *parts, BESIDE]) + "\n"
+
+
+def audit_as_markdown(audit: Audit) -> str:
+    """What came of it, a table of what attacks with shadows find, and one of what the models give away without."""
+    names = [ORIGINAL, *audit.methods]
+    heads = [_row(["", *names]), _row(["---", *["---:"] * len(names)])]
+    sure = {method: certain(audit, method) for method in audit.methods if method != REFERENCE}
+
+    def cells(attack: Attack, client: bool) -> Iterator[str]:
+        for name in names:
+            if name not in attack.results:
+                yield ""
+                continue
+            found = attack.results[name].client if client else attack.results[name].sample
+            told = f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+            yield f"**{told}**" if (attack.name, client) in sure.get(name, ()) else told
+
+    parts = [conclusion(audit)]
+    for client, heading in ((False, "Single samples: AUC, %"), (True, "All together: attacker right, %")):
+        rows = [_row([attack.name, *cells(attack, client)]) for attack in audit.attacks if attack.results]
+        parts += [f"**{heading}** (95 % interval; bold: more than of retrained models, adjusted p of 0.05 or less)"]
+        parts += ["\n".join([*heads, *rows])]
+    parts += ["**Without shadows** (means over seeds)", "\n".join(_examined_rows(audit))]
+    parts += [f"**{one.method}: {one.status}.** {one.finding} *{one.promise}*" for one in verdicts(audit)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _examined_rows(audit: Audit) -> Iterator[str]:
+    """A line a fact, a column a model."""
+    own, twins = (
+        relearnt(audit, side) for side in (lambda facts: facts.relearned, lambda facts: facts.relearned_twins)
+    )
+    standing = standings(audit)
+    *_, (layer, probed) = probes_of(audit)
+    names = [ORIGINAL, *(name for name in standing if name != ORIGINAL)]
+    lines: dict[str, Callable[[str], str]] = {
+        "Accuracy on what was to be forgotten, %": lambda name: f"{100 * standing[name].own.value:.1f}",
+        "Accuracy on twins, %": lambda name: f"{100 * standing[name].twins.value:.1f}",
+        "In another class than Retrain's, of what was to be forgotten, %": lambda name: (
+            f"{100 * standing[name].disagreement_own.value:.1f}"
+        ),
+        "Distance of the losses' distributions to Retrain's, %": lambda name: (
+            f"{100 * standing[name].distance.value:.1f}"
+        ),
+        "Steps to relearn what was to be forgotten": lambda name: _steps(own[name]),
+        "Steps to learn the twins": lambda name: _steps(twins[name]),
+        f"Probe of {layer}: membership AUC, %": lambda name: f"{100 * probed[name]['membership'].value:.1f}",
+    }
+    yield _row(["", *names])
+    yield _row(["---", *["---:"] * len(names)])
+    for line, told in lines.items():
+        yield _row([line, *map(told, names)])
+
+
+def _steps(found: Soon) -> str:
+    return (
+        "never" if found.steps is None else f"{found.steps:.1f}" + ("" if found.reached == found.tried else " or more")
+    )
 
 
 def _named(pair: Pair) -> str:
