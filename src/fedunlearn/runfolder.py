@@ -26,10 +26,21 @@ from fedunlearn.experiment import Experiment
 from fedunlearn.experimentfile import resolved
 from fedunlearn.record import Record, copy_durably
 
-__all__ = ["Cache", "FolderError", "InUseError", "RunFolder", "differences", "folders", "leaves", "runs_in"]
+__all__ = [
+    "FIRST_TRAINING",
+    "Cache",
+    "FolderError",
+    "InUseError",
+    "RunFolder",
+    "differences",
+    "folders",
+    "leaves",
+    "runs_in",
+]
 
 _EXPERIMENT, _ENVIRONMENT, _PARTITION, _LOCK = "experiment.toml", "environment.json", "partition.json", ".lock"
 
+FIRST_TRAINING = "First training"  # the name of a record
 _REQUEST = "request"  # folders of the runs, one for each request
 _SAID = ("title", "story", "minutes", "published", "series")
 _NAME = 60  # letters of a folder's name: file systems end at 255 bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
@@ -11,32 +10,32 @@ from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from fedunlearn.amounts import tell_bytes
 from fedunlearn.backends.in_process import best_device
 from fedunlearn.backends.metered import Metered
 from fedunlearn.backends.recorded import Recorded, Recorder
 from fedunlearn.environment import determinants
 from fedunlearn.evaluation.cost import Account
-from fedunlearn.evaluation.follow import Step, recovering, require, timed, unlearning
+from fedunlearn.evaluation.follow import Step, recovering, timed, unlearning
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import Scores
 from fedunlearn.experiment import Experiment
 from fedunlearn.experimentfile import resolved
 from fedunlearn.federation import Federation, Phase, Traffic, Work
-from fedunlearn.history import KINDS, History, HistoryError, kept_bytes
+from fedunlearn.history import KINDS, History, HistoryError
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import NeedsError
+from fedunlearn.preconditions import require_runnable
 from fedunlearn.programs import Diverged
 from fedunlearn.record import Record
 from fedunlearn.rounds import fedavg
-from fedunlearn.runfolder import Cache, RunFolder, folders
+from fedunlearn.runfolder import FIRST_TRAINING, Cache, RunFolder, folders
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method
 from fedunlearn.weights import Weights
 
 __all__ = ["kept_models", "run"]
 
-FIRST_TRAINING, UNLEARNED, HISTORY = "First training", "unlearned", "history"  # names of a record and in records
+UNLEARNED, HISTORY = "unlearned", "history"  # names in records
 
 
 def run(
@@ -76,15 +75,7 @@ def run(
     decides = {**determinants(best_device()), **first.digests()}
     settings = [dataclasses.replace(first, experiment=stage) for stage in experiment.stages]
     simulations = [[Simulation(setting, seed) for seed in experiment.seeds] for setting in settings]
-    model = first.architecture.fresh(0)  # to look at: building a large one takes seconds
-    for simulation in chain.from_iterable(simulations):
-        _require_able(simulation, model)
-    gone = {client for stage in simulations for client in stage[0].left}
-    if unasked := sorted(set(experiment.left) - gone):
-        raise ValueError(
-            f"left: no request means all data of client {', '.join(unasked)}: ask for that, or let it stay"
-        )
-    _require_room(experiment, model, homes[0])
+    require_runnable(experiment, simulations, homes[0])
     before: RunFolder | None = None
     for home, setting, seeds in zip(homes, settings, simulations, strict=True):
         with home.claimed(setting.experiment, {**decides, **setting.own_methods()}, command):
@@ -92,41 +83,6 @@ def run(
                 home.write_partition(simulation.seed, dataclasses.asdict(simulation.partition))
                 yield from _Seed(simulation, home, Cache(cache) if cache else None, decides, before).rows()
         before = home
-
-
-def _require_able(simulation: Simulation, model: Weights) -> None:
-    """Before the first training, not after it."""
-    experiment = simulation.setting.experiment
-    task = simulation.task(simulation.federation, model, proxy=simulation.proxy)
-    found = dataclasses.replace(task.circumstances, history=experiment.history)  # which training will record
-    for method in experiment.methods:
-        if experiment.earlier and method.needs.history is not None:
-            raise NeedsError(
-                f"{method.name} needs a history that leads to the model at hand, and after a first request there is "
-                "none: leave it out where requests follow one another"
-            )
-        require(method, task, found)
-
-
-def _require_room(experiment: Experiment, model: Weights, home: RunFolder) -> None:
-    """Histories can be larger than the disk; it would be full after days."""
-    size, rounds = model.parameter_bytes, experiment.training.rounds
-    sizes = {
-        kind: kept_bytes(
-            kind, message=size, tensors=len(model.parameters), clients=experiment.data.clients, rounds=rounds
-        )
-        for kind in experiment.history
-    }
-    to_come = [seed for seed in experiment.seeds if not home.record(seed, 0, FIRST_TRAINING).complete]
-    needed = 2 * len(to_come) * sum(sizes.values())  # in the run's folder, and in the cache
-    free = shutil.disk_usage(home.ground).free
-    if needed > free:
-        largest = max(sizes, key=sizes.__getitem__)
-        whose = ", ".join(dict.fromkeys(m.name for m in experiment.methods if m.needs.history == largest))
-        raise ValueError(
-            f"the histories of this experiment take {tell_bytes(needed)}, most of them {whose}'s, but {home.ground} "
-            f"has {tell_bytes(free)} left: leave out {whose}, or name a larger disk with --output"
-        )
 
 
 class _Seed:
