@@ -45,3 +45,16 @@ def test_add_a_method(tmp_path: Path) -> None:
 def test_every_example_is_tested() -> None:
     tested = Path(__file__).read_text()
     assert [path.name for path in EXAMPLES.glob("*.py") if path.name not in tested] == []
+
+
+def test_audit_a_federation(tmp_path: Path) -> None:
+    lines = output("04_audit_a_federation.py", tmp_path).splitlines()
+    told = {line.split(":")[0].strip(): [int(share) for share in re.findall(r"(\d+)%", line)] for line in lines}
+    assert told.keys() == {"Retrain", "FT", "NoT"}
+    for method in ("Retrain", "NoT"):
+        sample, low, high, _, fewest, most = told[method]
+        assert low <= 50 <= high
+        assert fewest < 50 < most
+        assert abs(sample - 50) < 8
+    assert told["FT"][1] > 50
+    assert told["FT"][3] > 90
