@@ -88,6 +88,7 @@ AUDIT = Audit(
     targets=32,
     stay=96,
     methods=(REFERENCE, "NoT", HOSTILE),
+    lost={},
     attacks=(
         attack(
             "U-LiRA",

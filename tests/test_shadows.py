@@ -177,7 +177,9 @@ def test_targets_are_those_with_a_twin_and_heads_say_whose_twin_a_shadow_holds(t
 
 def test_a_request_whose_samples_have_no_twins_is_told(tmp_path: Path) -> None:
     plan = load_tiny(tmp_path, "data.clients=4", "data.samples=359")  # all but two of the digits that are not tested on
-    with pytest.raises(ValueError, match=r"compares 10 samples or more.*but there are \d: lower data.samples"):
+    with pytest.raises(
+        ValueError, match=r"compares 10 samples or more.*but there are \d: run it with fewer data.samples"
+    ):
         Targets.of(Simulation(Setting.of(plan, workers=1), 3))
 
 

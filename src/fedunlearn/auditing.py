@@ -34,7 +34,7 @@ from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.examination import Examined, examine
 from fedunlearn.experiment import Experiment
 from fedunlearn.experimentfile import load
-from fedunlearn.runfolder import InUseError, RunFolder
+from fedunlearn.runfolder import InUseError, RunFolder, runs_in
 from fedunlearn.shadows import Model, Moment, Readings, Targets, read_models, shadow
 from fedunlearn.simulation import Setting, Simulation
 
@@ -141,8 +141,8 @@ ATTACKS = (
 )
 """The attacks with shadows, from the one that knows least."""
 
-TESTS = 2 * sum(kind.judged for kind in ATTACKS)
-"""On which a method's verdict rests: about samples, and about all data together."""
+TESTS = sum(2 if kind.blind else 1 for kind in ATTACKS if kind.judged)
+"""On which a method's verdict rests: about samples, and, where retrained models tell nothing, about all together."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ class Audit:
         seed: of which shadows were trained.
         shadows: how many.
         targets, stay: how many samples were asked about, of those to be forgotten and of those that stay.
-        methods: in the experiment's order, Retrain among them.
+        methods: in the experiment's order, Retrain among them; those that came to their end everywhere.
+        lost: the others, with the number of federations, the run and its shadows, in which each diverged.
         attacks: with shadows.
         found_wins: the smallest rate of wins about the client that would have been found; see `wins_found`.
         found_excess: the smallest excess of the area under U-LiRA's curve; see `excess_found`.
@@ -193,6 +194,7 @@ class Audit:
     targets: int
     stay: int
     methods: tuple[str, ...]
+    lost: Mapping[str, int]
     attacks: tuple[Attack, ...]
     found_wins: float
     found_excess: float
@@ -242,9 +244,13 @@ def plan_of(folder: Path, seed: int | None, shadows: int) -> tuple[Experiment, i
         AuditError: the run cannot be audited.
     """
     home = RunFolder(folder)
+    if [folder] != (several := runs_in(folder)):
+        raise AuditError(f"{folder} holds the runs of several requests: audit {several[0]}")
     said = home.experiment  # which raises
-    if "shadow" in said or said.get("earlier") or said.get("then"):
-        raise AuditError(f"{folder} holds no run of one request that was trained on data of its own: audit such a one")
+    if "shadow" in said:
+        raise AuditError(f"{folder} is a shadow, made for an audit: audit the run that it is a shadow of")
+    if said.get("earlier") or said.get("then"):
+        raise AuditError(f"{folder} answers a request that followed another: only the first of them can be audited")
     plan = load(folder / "experiment.toml")
     seed = plan.seeds[0] if seed is None else seed
     if seed not in plan.seeds:
@@ -271,7 +277,6 @@ def audit(
     *,
     workers: int | None = None,
     data_dir: Path | None = None,
-    cache: Path | None = None,
     command: str = "",
 ) -> Generator[Progress, None, Audit]:
     """Audit a run, and tell after every round of a shadow and every model that was examined.
@@ -283,7 +288,7 @@ def audit(
         folder: of the run.
         plan, seed: see `plan_of`.
         shadows: to be trained; more of them later go on from these.
-        workers, data_dir, cache, command: see `fedunlearn.runner.run`.
+        workers, data_dir, command: see `fedunlearn.runner.run`.
 
     Raises:
         AuditError: the data are not those of the run.
@@ -301,10 +306,10 @@ def audit(
             yield Progress(f"seed {one}, examined {name}")
         examined.append(Examined.read(path))
     place = ground / f"seed-{seed}" / "shadows"
-    readings = yield from _trained(place, shadows, plan, targets[seed], data_dir, cache, command)
+    readings = yield from _trained(place, shadows, plan, targets[seed], data_dir, command)
     heads = np.zeros(len(targets[seed].forget), dtype=np.bool_)
     here = Readings(heads, read_models(home, seed, targets[seed]))
-    return put_together(plan, folder.resolve().name, targets[seed], readings, here, examined)
+    return (yield from put_together(plan, folder.resolve().name, targets[seed], readings, here, examined))
 
 
 def put_together(
@@ -314,8 +319,8 @@ def put_together(
     readings: Sequence[Readings],
     here: Readings,
     examined: Sequence[Examined],
-) -> Audit:
-    """Attack the run's models and the shadows, each with all other shadows.
+) -> Generator[Progress, None, Audit]:
+    """Attack the run's models and the shadows, each with all other shadows; tell after every attack.
 
     Args:
         plan: of the run.
@@ -324,10 +329,19 @@ def put_together(
         readings: of the shadows.
         here: of the run itself.
         examined: see `Audit`.
+
+    Raises:
+        AuditError: no method came to its end in the run and in all shadows.
     """
     forget = targets.forget.numpy()
-    methods = tuple(label for label in plan.labels if all(Model(label, "last") in r.models for r in (*readings, here)))
-    attacks = tuple(_attack(kind, methods, forget if kind.forget else ~forget, readings, here) for kind in ATTACKS)
+    missing = {label: sum(Model(label, "last") not in one.models for one in (*readings, here)) for label in plan.labels}
+    methods = tuple(label for label, number in missing.items() if not number)
+    if methods == (REFERENCE,):
+        raise AuditError(f"every method but {REFERENCE} diverged, in the run or in a shadow: there is nothing to audit")
+    attacks = []
+    for kind in ATTACKS:
+        attacks.append(_attack(kind, methods, forget if kind.forget else ~forget, readings, here))
+        yield Progress(f"attacked: {kind.name}")
     evidence = _evidence((Model(REFERENCE, "last"),), forget, readings, here)
     return Audit(
         plan.title,
@@ -337,7 +351,8 @@ def put_together(
         int(forget.sum()),
         int((~forget).sum()),
         methods,
-        attacks,
+        {label: number for label, number in missing.items() if number},
+        tuple(attacks),
         wins_found(len(readings), TESTS),
         excess_found(Attacked.of(evidence, by_likelihood).areas, TESTS),
         _quality(methods, forget, readings),
@@ -363,7 +378,7 @@ def _attack(
         kind.blind,
         {method: found.result() for method, found in attacked.items()},
         {
-            method: beside_chance(evidence[method], kind.scorer, attacked[REFERENCE])
+            method: beside_chance(evidence[method], kind.scorer)
             if kind.blind
             else beside_retrain(attacked[method], attacked[REFERENCE])
             for method in compared
@@ -406,20 +421,18 @@ def _evidence(
 def _quality(methods: Sequence[str], forget: NDArray[np.bool_], readings: Sequence[Readings]) -> dict[str, float]:
     """Forgetting quality by method, of the samples that enough shadows have seen; nothing where these are too few."""
     held = np.stack([~one.heads[forget] for one in readings])
-    models = int(np.median(held.sum(0)))  # half of the samples have so many
+    both = np.minimum(held.sum(0), (~held).sum(0))
+    models = int(np.median(both))  # half of the samples have so many that held them, and so many that did not
     if models < FEWEST_FOR_QUALITY:
         return {}
-    chosen = held.sum(0) >= models
-    rows = [np.flatnonzero(column)[:models] for column in held[:, chosen].T]
+    chosen = both >= models
 
-    def signals(method: str) -> NDArray[np.float64]:
-        return np.stack([one.models[Model(method, "last")].own[forget] for one in readings])[:, chosen]
+    def signals(method: str, which: NDArray[np.bool_]) -> NDArray[np.float64]:
+        said = np.stack([one.models[Model(method, "last")].own[forget] for one in readings])[:, chosen]
+        return np.stack([column[rows][:models] for column, rows in zip(said.T, which[:, chosen].T, strict=True)], 1)
 
-    retrained = signals(REFERENCE)[:models]
-    return {
-        method: forgetting_quality(np.stack([c[r] for c, r in zip(signals(method).T, rows, strict=True)], 1), retrained)
-        for method in methods
-    }
+    retrained = signals(REFERENCE, ~held)  # of other shadows than those that are compared with them
+    return {method: forgetting_quality(signals(method, held), retrained) for method in methods}
 
 
 def _trained(
@@ -428,7 +441,6 @@ def _trained(
     plan: Experiment,
     targets: Targets,
     data_dir: Path | None,
-    cache: Path | None,
     command: str,
 ) -> Generator[Progress, None, list[Readings]]:
     """All shadows; those that others work on are waited for."""
@@ -439,7 +451,7 @@ def _trained(
         taken = []
         for number in waiting:
             place = folder / f"{number:04d}"
-            steps = shadow(plan, number, place, targets=targets, data_dir=data_dir, cache=cache, command=command)
+            steps = shadow(plan, number, place, targets=targets, data_dir=data_dir, command=command)
             try:
                 found[number] = yield from _told(f"shadow {number} of {shadows}", steps)
             except InUseError:
@@ -462,7 +474,7 @@ def _told(part: str, rows: Generator[Row, None, Readings]) -> Generator[Progress
 
 def _require_same(home: RunFolder, setting: Setting) -> None:
     """Else what is called own and what is called twin would be other samples than the run's."""
-    then, now = home.sessions[-1]["decides"], setting.digests()
+    then, now = home.sessions[-1]["decides"], {**setting.digests(), **setting.own_methods()}
     if other := [name for name, digest in now.items() if then.get(name) != digest]:
         raise AuditError(
             f"{home.path} was run with other {', '.join(other)} than there is now: audit it where its data are, "

@@ -131,14 +131,17 @@ def examine(home: RunFolder, targets: Targets, path: Path) -> Iterator[str]:
         targets: of the run at that seed.
         path: of the file; what it holds already is not done again.
     """
-    if path.exists():
+    seed = targets.simulation.seed
+    found = dict(Examined.read(path).models) if path.exists() else {}
+    kept = {method: weights for method, moment, weights in kept_models(home, seed) if moment == "last"}
+    if found.keys() >= {*kept, AGAIN}:
         return
     examiner = _Examiner(targets, home)
-    found = {}
     for name in examiner.models:
-        found[name] = examiner.facts(name)
-        yield name
-    Examined(targets.simulation.seed, found).write(path)
+        if name not in found:
+            found[name] = examiner.facts(name)
+            Examined(seed, found).write(path)
+            yield name
 
 
 class _Examiner:

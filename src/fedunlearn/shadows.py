@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,16 +32,17 @@ from fedunlearn.client import Client, View
 from fedunlearn.evaluation.membership import MIA_SAMPLES
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.experiment import Experiment, Keep
+from fedunlearn.experimentfile import resolved
 from fedunlearn.federation import Turn
 from fedunlearn.randomness import generator, stable_seed
-from fedunlearn.runfolder import RunFolder
+from fedunlearn.runfolder import InUseError, RunFolder, differences
 from fedunlearn.runner import kept_models, run
 from fedunlearn.simulation import Simulation
 from fedunlearn.weights import Weights
 
 __all__ = ["Model", "Moment", "Reading", "Readings", "Targets", "read_models", "shadow", "shadow_of"]
 
-_READINGS = "readings.npz"
+_READINGS, _LOCK = "readings.npz", ".audit.lock"
 _MOST = 1000  # targets of a kind, and samples of the population
 
 Moment = Literal["unlearned", "last", "turned back"]
@@ -149,7 +151,8 @@ class Targets:
         if drawn[1].shape[1] < MIA_SAMPLES:
             raise ValueError(
                 f"an attack compares {MIA_SAMPLES} samples or more that are to be forgotten with as many of the same "
-                f"classes that nobody holds, but there are {drawn[1].shape[1]}: lower data.samples"
+                f"classes that nobody holds, but there are {drawn[1].shape[1]}: run it with fewer data.samples, so "
+                "that some are left"
             )
         chosen = torch.cat(drawn, 1)
         client, position, forget = chosen[:, chosen[0].argsort(stable=True)]
@@ -236,7 +239,6 @@ def shadow(
     *,
     targets: Targets,
     data_dir: Path | None = None,
-    cache: Path | None = None,
     command: str = "",
 ) -> Generator[Row, None, Readings]:
     """Train a shadow in a folder and read its models, or go on with it; a row after every round.
@@ -247,22 +249,29 @@ def shadow(
         experiment, number: see `shadow_of`.
         folder: of the shadow's run.
         targets: of the run, at the seed whose data the shadow has.
-        data_dir, cache, command: see `fedunlearn.runner.run`.
+        data_dir, command: see `fedunlearn.runner.run`.
 
     Raises:
         InUseError: another process is at work on it.
+        FileError: what is there is of another experiment, or none of ours.
     """
-    done = folder / _READINGS
-    if done.exists():
-        return Readings.read(done)
     plan = shadow_of(experiment, targets.simulation.seed, number)
     (seed,) = plan.seeds
-    workers = targets.simulation.setting.workers
-    yield from run(plan, folder, workers=workers, data_dir=data_dir, cache=cache, command=command)
-    found = Readings(targets.heads(seed).numpy(), read_models(RunFolder(folder), seed, targets))
-    found.write(done)
-    shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
-    return found
+    home, done, workers = RunFolder(folder), folder / _READINGS, targets.simulation.setting.workers
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / _LOCK).acquire(timeout=0):  # until the models have been read, not just trained
+            if done.exists():
+                if differ := sorted(differences([home.experiment, resolved(plan)])):
+                    raise FileError(f"{folder} is a shadow of another experiment ({', '.join(differ)}): remove it")
+                return Readings.read(done)
+            yield from run(plan, folder, workers=workers, data_dir=data_dir, command=command)
+            found = Readings(targets.heads(seed).numpy(), read_models(home, seed, targets))
+            found.write(done)
+            shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
+            return found
+    except Timeout:
+        raise InUseError(f"{folder} is being trained by another process") from None
 
 
 def read_models(home: RunFolder, seed: int, targets: Targets) -> dict[Model, Reading]:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from looking import LOOKS, barriers, complaints, hang_together, needs_browser
+from markupsafe import escape
 from playwright.sync_api import Browser
 
 from fedunlearn.amounts import tell_p
@@ -74,7 +75,7 @@ def test_the_page_is_one_file_that_hangs_together(text: str) -> None:
 
 def test_the_conclusion_leads_and_each_method_has_its_verdict(text: str) -> None:
     assert [one.status for one in verdicts(AUDIT)] == ["not found", "found"]
-    assert f'<p class="lead verdict">{html.escape(conclusion(AUDIT), quote=False)}</p>' in text
+    assert f'<p class="lead verdict">{escape(conclusion(AUDIT))}</p>' in text
     said = section(text, "verdicts")
     for one in verdicts(AUDIT):
         finding = one.finding[:1].upper() + one.finding[1:]
@@ -253,7 +254,7 @@ def test_what_is_printed_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
     assert "NoT 51.3 (48.3-54.3) 0.307 58 (38-58) 0.271" in printed
     assert "LiRA on those who stay: no model could be attacked like this" in printed
     said = " ".join(printed)
-    assert "NoT: not found None of 3 attacks found more of the data than in retrained models." in said
+    assert "NoT: not found None of 3 attacks told the data from others like them significantly" in said
     assert said.endswith(conclusion(AUDIT).rpartition(". ")[2])
 
 

@@ -147,7 +147,7 @@ class Compared:
     """An attack on a method's models beside the same attack on retrained ones, shadow by shadow.
 
     Attributes:
-        excess: by how much the area under the curve is larger.
+        excess: by how much the area under the curve is larger; than by chance, where retrained models tell nothing.
         sample_p, client_p: how often chance alone would make the method's models look as bad, by sample and by client.
     """
 
@@ -156,7 +156,7 @@ class Compared:
     client_p: float
 
 
-def beside_chance(evidence: Evidence, scorer: Scorer, retrain: Attacked, seed: int = 0) -> Compared:
+def beside_chance(evidence: Evidence, scorer: Scorer, seed: int = 0) -> Compared:
     """Hold a method against chance itself, where a retrained model can tell nothing.
 
     Had a model kept nothing of a sample, the coins would be independent of all that models say. So they are tossed
@@ -167,7 +167,6 @@ def beside_chance(evidence: Evidence, scorer: Scorer, retrain: Attacked, seed: i
     Args:
         evidence: of the method's models.
         scorer: the attack.
-        retrain: the same attack on retrained models.
         seed: of the coins.
     """
     found, rng = Attacked.of(evidence, scorer), np.random.default_rng(seed)
@@ -180,7 +179,7 @@ def beside_chance(evidence: Evidence, scorer: Scorer, retrain: Attacked, seed: i
         if not np.isnan(p).any():
             break
     sample_p, client_p = np.where(np.isnan(p), (1 + as_good) / (1 + _REDRAWN), p)
-    return Compared(mean(found.areas - retrain.areas, alike=ALIKE), float(sample_p), float(client_p))
+    return Compared(mean(found.areas - 0.5, alike=ALIKE), float(sample_p), float(client_p))
 
 
 def beside_retrain(method: Attacked, retrain: Attacked) -> Compared:

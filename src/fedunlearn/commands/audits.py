@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedunlearn.commands.options import CACHE, CacheFolder, DataDir, Json, Workers, complete_run, print_json
+from fedunlearn.commands.options import DataDir, Json, Workers, complete_run, print_json
 from fedunlearn.commands.watching import command_line, watch
 
 __all__ = ["audit_run"]
@@ -21,10 +21,12 @@ def audit_run(
     seed: Annotated[int | None, typer.Option(help="Of the run, to audit; else its first.")] = None,
     data_dir: DataDir = None,
     workers: Workers = None,
-    cache: CacheFolder = CACHE,
     as_json: Json = False,
 ) -> None:
-    """Attack a run's models: what can still be found out, by whom, and how surely; broken off, it goes on."""
+    """Attack a run's models: what can still be found out, by whom, and how surely; broken off, it goes on.
+
+    Started several times on the same run, also on machines that share its folder, it shares the work.
+    """
     from fedunlearn.auditing import FILE, audit, plan_of
     from fedunlearn.console import print_audit
     from fedunlearn.report.audit import publish_audit
@@ -33,7 +35,7 @@ def audit_run(
     from fedunlearn.verdict import summary
 
     plan, chosen = plan_of(run, seed, shadows)
-    steps = audit(run, plan, chosen, shadows, workers=workers, data_dir=data_dir, cache=cache, command=command_line())
+    steps = audit(run, plan, chosen, shadows, workers=workers, data_dir=data_dir, command=command_line())
     rounds = shadows * plan.total_rounds // len(plan.seeds)
     found = watch(steps, rounds, run, lambda step: (step.part, step.step, step.rounds))
     page = publish_audit(found, run)
