@@ -138,7 +138,7 @@ def print_audit(audit: Audit) -> None:
             continue
         table = Table(header_style="bold", box=None, pad_edge=False)
         table.add_column(attack.name, overflow="fold", width=26)
-        for heading, width in (("Samples: AUC %", 19), ("p", 6), ("Client: wins %", 14), ("p", 6)):
+        for heading, width in (("Samples: AUC %", 19), ("p", 6), ("All: right %", 14), ("p", 6)):
             table.add_column(heading, justify="right", no_wrap=True, width=width)  # alike in all tables
         for method in dict.fromkeys((REFERENCE, ORIGINAL, *audit.methods)):
             if method in attack.results:
@@ -150,7 +150,7 @@ def print_audit(audit: Audit) -> None:
     out.print()
     out.print(
         f"With 95 % intervals over {audit.shadows} shadows; by chance 50 %. Samples: how often one that was in "
-        "training is told from a twin that was not. Client: how often all of them together are told from all twins. "
+        "training is told from a twin that was not. All: how often all of them together are told from all twins. "
         "Retrain is what is possible at all. p: how often chance alone would look as bad, against 50 %, or against "
         "Retrain where the data can be found in spite of it; not adjusted for the number of attacks, as those of the "
         "verdicts are.",
