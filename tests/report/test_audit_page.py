@@ -193,7 +193,7 @@ def test_without_negations_there_are_none_to_turn_back() -> None:
 
 
 def test_forgetting_quality_or_why_there_is_none(text: str) -> None:
-    assert "takes about 128 shadows, and this audit has 32." in section(text, "quality")
+    assert "takes somewhat more than 128 shadows, and this audit has 32." in section(text, "quality")
     shown = audit_page(replace(AUDIT, quality={REFERENCE: 0.871, HOSTILE: 0.125}))
     assert table(shown, "Forgetting quality by method") == {REFERENCE: ["0.871"], HOSTILE: ["0.125"]}
 
@@ -205,7 +205,7 @@ def test_figures_tell_their_numbers() -> None:
     assert "U-LiRA: Retrain 50.2% (47.2% to 53.2%), Original 80.1% (77.1% to 83.1%), NoT 51.3%" in samples.alt
     assert "Before and after: Retrain 100% (80% to 100%), NoT 96% (76% to 96%)" in clients.alt
     assert "noticed by U-LiRA, 54.2%." in samples.caption
-    assert "noticed by every attack, 77%." in clients.caption
+    assert "noticed by an attack on the new model, 77%." in clients.caption
     assert "stay" not in samples.alt  # where there is nothing to draw
     scores = next(figures.histograms(AUDIT, lira))
     assert scores.alt == "Histogram of U-LiRA's scores, Retrain: median of members 0.25, of twins -0.25."

@@ -59,7 +59,7 @@ def intervals(audit: Audit) -> Iterator[Picture]:
     """Of every attack and method, what is found by the sample and by the client, each with its interval."""
     read: tuple[tuple[str, str, Callable[[Result], Interval], float, str, str], ...] = (
         ("samples", "Single samples: area under the curve", _sample, 0.5 + audit.found_excess, "U-LiRA", ".1%"),
-        ("clients", "All together: attacker's wins", _client, audit.found_wins, "every attack", ".0%"),
+        ("clients", "All together: attacker's wins", _client, audit.found_wins, "an attack on the new model", ".0%"),
     )
     for name, title, interval_of, findable, attacks, form in read:
         found = {a.name: {m: interval_of(a.results[m]) for m in shown_of(audit, a.results)} for a in audit.attacks}
