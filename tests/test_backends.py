@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedunlearn.audits.probe import Features
+from fedunlearn.audits.signals import Confidence
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.metered import Ledger, Metered
 from fedunlearn.backends.packing import pack, unpack
@@ -501,6 +503,8 @@ TRAVELLERS = [
     LocalTraining(Adam(), Cosine(5), of=Retained(), clip=1.0, batches=3),
     LocalTraining(schedule=Exponential(0.5), of=Forgotten()),
     Evaluate(per_sample=True),
+    Confidence("all", Forgotten()),
+    Features(of=Retained(), batch_size=7),
     Recalibrate(8),
     CrossEntropy(),
     Constant(),

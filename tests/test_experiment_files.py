@@ -70,7 +70,7 @@ METHODS = f"{', '.join(CATALOGUE)} or your own as package.module:Class"
 HOW = f"{', '.join(list(PERTURBATIONS.kinds)[:-1])} or Shrink"
 TOP = (
     "title, data, model, training, request, recovery, story, minutes, published, series, keep, methods, seeds, then, "
-    "earlier, left"
+    "earlier, left, shadow"
 )
 
 

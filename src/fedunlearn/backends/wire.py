@@ -19,7 +19,13 @@ from fedunlearn.weights import Weights
 __all__ = ["WireError", "decode", "encode", "weights_in"]
 
 
-_VOCABULARY = ("fedunlearn.federation", "fedunlearn.requests", "fedunlearn.programs")
+_VOCABULARY = (
+    "fedunlearn.federation",
+    "fedunlearn.requests",
+    "fedunlearn.programs",
+    "fedunlearn.audits.signals",
+    "fedunlearn.audits.probe",
+)
 
 
 class WireError(ValueError):
