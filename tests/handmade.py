@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedunlearn.auditing import ATTACKS, Attack, Audit
+from fedunlearn.attacks import ATTACKS, Attack
+from fedunlearn.auditing import Audit
 from fedunlearn.audits.certainty import Interval
 from fedunlearn.audits.membership import Compared, Result
 from fedunlearn.audits.relearning import Relearned

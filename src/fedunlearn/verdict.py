@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from fedunlearn.auditing import TESTS, Attack, Audit
+from fedunlearn.attacks import TESTS, Attack
+from fedunlearn.auditing import Audit
 from fedunlearn.audits.certainty import LEVEL, POWER, holm, needed
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.table import REFERENCE

@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fedunlearn.auditing import Attack, Audit
+from fedunlearn.attacks import Attack
+from fedunlearn.auditing import Audit
 from fedunlearn.audits.certainty import Interval
 from fedunlearn.audits.membership import Result
 from fedunlearn.audits.relearning import Relearned

@@ -7,7 +7,8 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from fedunlearn.auditing import Attack, Audit
+from fedunlearn.attacks import Attack
+from fedunlearn.auditing import Audit
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.table import REFERENCE, Line, Spread
 from fedunlearn.report.audit_numbers import Soon, probes_of, relearnt, standings
