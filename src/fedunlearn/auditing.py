@@ -142,7 +142,7 @@ def plan_of(folder: Path, seed: int | None, shadows: int) -> tuple[Experiment, i
         )
     if not (plan.keep.first and plan.keep.last):
         raise AuditError("an audit looks at the models that a run has kept: run it with keep.first and keep.last true")
-    if unfinished := [one for one in plan.seeds if not _complete(home, plan, one)]:
+    if unfinished := [one for one in plan.seeds if not home.complete(plan, one)]:
         raise AuditError(f"seed {unfinished[0]} of {folder} is not complete: let the run go on, by the same command")
     return plan, seed
 
@@ -283,8 +283,3 @@ def _require_same(home: RunFolder, setting: Setting) -> None:
             f"{home.path} was run with other {', '.join(other)} than there is now: audit it where its data are, "
             "or run it anew"
         )
-
-
-def _complete(home: RunFolder, plan: Experiment, seed: int) -> bool:
-    records = home.records(seed)
-    return len(records) == 2 + len(plan.methods) and all(record.complete for record in records)

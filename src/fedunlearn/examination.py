@@ -133,9 +133,9 @@ def examine(home: RunFolder, targets: Targets, path: Path) -> Iterator[str]:
     """
     seed = targets.simulation.seed
     found = dict(Examined.read(path).models) if path.exists() else {}
-    kept = {method: weights for method, moment, weights in kept_models(home, seed) if moment == "last"}
-    if found.keys() >= {*kept, AGAIN}:
-        return
+    _, *records = home.records(seed)
+    if found.keys() >= {AGAIN, *(record.label for record in records if not record.failed)}:
+        return  # before any model is loaded
     examiner = _Examiner(targets, home)
     for name in examiner.models:
         if name not in found:

@@ -193,12 +193,13 @@ class RunFolder:
                     "those of what is here now: choose another folder with --output"
                 )
 
+    def complete(self, experiment: Experiment, seed: int) -> bool:
+        """Whether nothing of a seed is left to do."""
+        records = self.records(seed)
+        return len(records) == 2 + len(experiment.methods) and all(record.complete for record in records)
+
     def _all_done(self, experiment: Experiment) -> bool:
-        parts = 2 + len(experiment.methods)
-        return all(
-            len(records) == parts and all(record.complete for record in records)
-            for records in map(self.records, experiment.seeds)
-        )
+        return all(self.complete(experiment, seed) for seed in experiment.seeds)
 
     def _write_session(self, decides: Mapping[str, str], command: str) -> None:
         started = datetime.now(UTC).isoformat(timespec="seconds")

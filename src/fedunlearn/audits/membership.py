@@ -184,6 +184,5 @@ def beside_chance(evidence: Evidence, scorer: Scorer, seed: int = 0) -> Compared
 
 def beside_retrain(method: Attacked, retrain: Attacked) -> Compared:
     """Hold a method against what is found of retrained models, where that is more than nothing."""
-    leads = (method.leads - retrain.leads) / max(float(np.std(retrain.leads)), np.finfo(np.float64).tiny)
-    areas = method.areas - retrain.areas
+    areas, leads = method.areas - retrain.areas, method.leads - retrain.leads
     return Compared(mean(areas, alike=ALIKE), larger(areas, alike=ALIKE), larger(leads, alike=ALIKE))

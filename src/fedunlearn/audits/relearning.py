@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from fedunlearn.federation import Federation, Turn
-from fedunlearn.programs import Evaluate, LocalTraining
+from fedunlearn.programs import Constant, Evaluate, LocalTraining
 from fedunlearn.rounds import fedavg
 from fedunlearn.weights import Weights
 
@@ -59,7 +59,7 @@ def relearn(
     """
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"{steps} steps cannot be measured every {every}: give a multiple")
-    local = replace(training.at(getattr(training.optimizer, "lr", None)), epochs=1.0, batches=every)
+    local = replace(training, schedule=Constant(), batches=every)
     found = [_measured(samples, weights, seed)]
     for done in islice(fedavg(samples, weights, local, seed, "train"), steps // every):
         found.append(_measured(samples, done.after, seed))

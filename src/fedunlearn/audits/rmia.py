@@ -72,12 +72,12 @@ def shares_beaten(
     Returns:
         ``(N, S)``.
     """
-    ratio = chances / _anywhere(chances, ~member & reference[:, None], a)
+    unseen = ~member & reference[:, None]
+    ratio = chances / _anywhere(chances, unseen, a)
     everywhere = np.broadcast_to(reference[:, None], population.shape)
     others = np.sort(population / _anywhere(population, everywhere, a), 1)
     beaten = [np.searchsorted(z, x / gamma, side="right") for z, x in zip(others, ratio, strict=True)]
-    unseen = (~member & reference[:, None]).sum(0) - (~member & reference[:, None])
-    return np.where(unseen > 0, np.stack(beaten) / population.shape[1], 0.5)
+    return np.where(unseen.sum(0) > unseen, np.stack(beaten) / population.shape[1], 0.5)
 
 
 def _anywhere(chances: NDArray[np.float64], chosen: NDArray[np.bool_], a: float) -> NDArray[np.float64]:
