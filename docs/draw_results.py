@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedunlearn.auditing import Audit
-from fedunlearn.report.shape import read_reproduction
+from fedunlearn.report.reproduction import read_reproduction
 from fedunlearn.report.tables import audit_as_markdown, beside_as_markdown
 
 DOCS = Path(__file__).parent

@@ -14,7 +14,7 @@ from fedunlearn.cli import main
 from fedunlearn.evaluation.published import names
 from fedunlearn.experimentfile import ExperimentError, load, resolved
 from fedunlearn.experiments import SCALES, reproducing, shipped
-from fedunlearn.report.shape import read_reproduction
+from fedunlearn.report.reproduction import read_reproduction
 from fedunlearn.runfolder import RunFolder
 from fedunlearn.simulation import Setting
 from tiny import tiny_text

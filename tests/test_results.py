@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from fedunlearn.report.shape import Pair, Reproduction, Shape, read_reproduction
+from fedunlearn.report.reproduction import Reproduction, read_reproduction
+from fedunlearn.report.shape import Pair, Shape
 from fedunlearn.report.tables import beside_as_markdown
 
 DOCS = Path(__file__).parents[1] / "docs"

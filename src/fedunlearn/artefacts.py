@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedunlearn.evaluation.published import titles, whole_of
+from fedunlearn.evaluation.published import runs_of, titles
 from fedunlearn.experiments import SCALES, reproducing, shipped
 from fedunlearn.problems import meant
 from fedunlearn.tomlfile import read
@@ -47,8 +47,8 @@ class Artefact:
 def artefacts() -> dict[str, Artefact]:
     """Those that there is an experiment for, by name, in the paper's order.
 
-    An experiment belongs to the table or figure that its file is named after. A figure that draws what a table prints
-    needs no file of its own: it has the table's experiment of that data set and network.
+    An experiment belongs to the table or figure that its file is named after. A figure that can be had of a table's
+    runs needs no file of its own: it has the table's experiments of its data sets and networks.
     """
     tables = {scale: _tables(scale) for scale in SCALES}
     found = {}
@@ -82,6 +82,6 @@ def _minutes(name: str, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, fl
         return stem == name or stem.startswith(f"{name}-")
 
     own = [experiment for experiment in tables if named_after(experiment)]
-    whole = whole_of(name)
-    shared = [experiment for experiment, table in tables.items() if whole and table.get("published") == whole]
+    blocks = runs_of(name)
+    shared = [experiment for experiment, table in tables.items() if table.get("published") in blocks]
     return {experiment: tables[experiment].get("minutes") for experiment in own or shared}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # else a table of layers would wait for torch
     from fedunlearn.presets import Preset
     from fedunlearn.recommend import Candidate, Offer
     from fedunlearn.report.report import Comparison, Report
-    from fedunlearn.report.shape import Reproduction
+    from fedunlearn.report.reproduction import Reproduction
     from fedunlearn.tuning import Trial
 
 __all__ = [

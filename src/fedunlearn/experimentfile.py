@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedunlearn.evaluation.published import published
+from fedunlearn.evaluation.published import published, quantity
 from fedunlearn.experiment import MUST_KEEP_LAST, Experiment
 from fedunlearn.experiments import SCALES, reproducing, shipped
 from fedunlearn.problems import meant, sentence, sentences, short, unfit
@@ -83,7 +83,8 @@ def _unknown_series(plan: Experiment) -> Iterator[tuple[KeyPath, str]]:
     if plan.series and plan.published is None:
         yield ("series",), "stands beside nothing: say with published what the paper's methods are from"
         return
-    rows = [row.method for row in published(plan.published).rows] if plan.published else []
+    scored = plan.published is not None and quantity(plan.published) == "gap"
+    rows = [row.method for row in published(str(plan.published)).rows] if scored else []
     for name, label in plan.series.items():
         if name not in rows:
             yield ("series", name), f"is none of the paper's{meant(name, rows)}; there are {', '.join(rows)}"

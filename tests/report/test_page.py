@@ -18,7 +18,8 @@ from fedunlearn.report.beside import pictures_of
 from fedunlearn.report.drawing import COLOURS, axes_for, put_legend
 from fedunlearn.report.page import page, publish, reproduction_page
 from fedunlearn.report.report import Report
-from fedunlearn.report.shape import Reproduction, shape_of
+from fedunlearn.report.reproduction import Reproduction
+from fedunlearn.report.shape import shape_of
 
 KINDS = ("one", "odd", "several", "reproduction")
 

@@ -22,7 +22,8 @@ from fedunlearn.federation import Phase, Traffic
 from fedunlearn.report.beside import pictures_of
 from fedunlearn.report.page import page, publish_reproduction, reproduction_page
 from fedunlearn.report.report import Failure, Report
-from fedunlearn.report.shape import Pair, Reproduction, Shape, kendall, read_reproduction, shape_of
+from fedunlearn.report.reproduction import Reproduction, read_reproduction
+from fedunlearn.report.shape import Pair, Shape, kendall, shape_of
 from fedunlearn.report.tables import beside, beside_as_markdown
 
 APART = 0.1  # of a seed from the mean of both, in every measure

@@ -66,7 +66,8 @@ def reproduce_artefact(
     from fedunlearn.experimentfile import load
     from fedunlearn.report.page import publish, publish_reproduction
     from fedunlearn.report.report import assemble
-    from fedunlearn.report.shape import Reproduction, shape_of
+    from fedunlearn.report.reproduction import Reproduction
+    from fedunlearn.report.shape import shape_of
     from fedunlearn.runfolder import RunFolder
 
     plans = {experiment: load(experiment, overrides or ()) for experiment in named}

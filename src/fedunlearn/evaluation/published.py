@@ -7,9 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-__all__ = ["Block", "Printed", "names", "published", "require_published", "titles", "whole_of"]
+__all__ = [
+    "Block",
+    "Finding",
+    "Printed",
+    "Quantity",
+    "finding",
+    "names",
+    "published",
+    "quantity",
+    "require_published",
+    "runs_of",
+    "titles",
+    "whole_of",
+]
 
 _FILE = Path(__file__).parent / "published.json"
 _METHODS = {
@@ -33,9 +46,24 @@ _METHODS = {
 
 _DRAWN_OF = {"figure-1": "table-1/caltech-101/vit"}  # a figure that draws what a table prints
 _FIGURE_1 = ("Retrain", "MoDE", "FCU", "NoT")
-_CURVES = ("figure-4", "figure-5", "figure-6")  # figure 3 is of activations
+_CURVES = ("figure-4", "figure-5", "figure-6")
 _CURVES_CLIENTS = 10
-_SCORED = ("table-1", "table-2", "table-4", "table-5", "table-6", "table-7", "table-8")  # table 3 has bounds, no scores
+_SCORED = ("table-1", "table-2", "table-4", "table-5", "table-6", "table-7", "table-8")
+
+Quantity = Literal["gap", "bound", "cka", "spectrum"]
+"""What a table or a figure is of: scores and their gap to Retrain, or what a diagnosis of the theory finds."""
+
+_FOUND: Mapping[str, Quantity] = {"table-3": "bound", "figure-3": "cka", "figure-7": "cka", "figure-8": "spectrum"}
+_MOMENTS = {
+    "retrain-first": "Retrain, first",
+    "not-first": "NoT, first",
+    "original-first-layer-rest-random": "first layer kept, rest drawn anew",
+    "negated-first-layer-rest-random": "first layer negated, rest drawn anew",
+    "ft-last": "FT, last",
+    "retrain-last": "Retrain, last",
+    "not-last": "NoT, last",
+}
+"""Of figure 3: the file's names of models, and ours."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +117,36 @@ class Block:
         return any(row.curve for row in self.rows)
 
 
-def names() -> list[str]:
-    """What `published` knows.
+@dataclass(frozen=True)
+class Finding:
+    """What the paper prints of a diagnosis of its theory, or what can be read off its figure.
 
-    ``table/data set/network``; a figure; or ``figure-6/50``, where a figure has several shares, in percent, of
-    clients who leave.
+    Attributes:
+        title: of the table or the figure, with its number.
+        dataset, model: of the paper.
+        columns: what each number of a row is of.
+        rows: by what they are of, in the paper's order; a range where the paper prints one.
     """
-    return [*_blocks(), *_figures(), *_DRAWN_OF]
+
+    title: str
+    dataset: str
+    model: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[float | tuple[float, float], ...]]
+
+
+def names() -> list[str]:
+    """What `published` and `finding` know.
+
+    ``table/data set/network``; a figure; ``figure-6/50``, where a figure has several shares, in percent, of clients who
+    leave; or ``figure-8/data set/network``, where it has several networks.
+    """
+    return [*_blocks(), *_figures(), *_DRAWN_OF, *_findings()]
+
+
+def quantity(name: str) -> Quantity:
+    """What a block, a table or a figure is of."""
+    return _FOUND.get(name.split("/")[0], "gap")
 
 
 def titles() -> dict[str, str]:
@@ -103,7 +154,7 @@ def titles() -> dict[str, str]:
     content = _content()
     said = {entry["id"]: str(entry["title"]) for kind in ("tables", "figures") for entry in content[kind]}
     drawn = {name: f"{said[of.split('/')[0]]}, ViT" for name, of in _DRAWN_OF.items()}
-    return {name: title for name, title in (said | drawn).items() if name in (*_SCORED, *_CURVES, *_DRAWN_OF)}
+    return {name: title for name, title in (said | drawn).items() if name in (*_SCORED, *_CURVES, *_DRAWN_OF, *_FOUND)}
 
 
 def whole_of(name: str) -> str | None:
@@ -111,13 +162,26 @@ def whole_of(name: str) -> str | None:
     return _DRAWN_OF.get(name)
 
 
+def runs_of(artefact: str) -> frozenset[str]:
+    """The blocks whose runs a table or a figure without an experiment of its own is found in, too.
+
+    Figure 1 draws what Table 1 prints; figures 3, 7 and 8 are diagnoses of models like those of Table 3.
+    """
+    if whole := whole_of(artefact):
+        return frozenset({whole})
+    parts = [name.partition("/")[2] for name in _findings() if name.startswith(f"{artefact}/")]
+    return frozenset(f"table-3/{part}" for part in parts)
+
+
 def published(name: str) -> Block:
-    """A block by its name, such as ``table-1/cifar-10/cnn`` or ``figure-4``.
+    """A block of scores by its name, such as ``table-1/cifar-10/cnn`` or ``figure-4``.
 
     Raises:
         ValueError: there is none.
     """
     require_published(name)
+    if quantity(name) != "gap":
+        raise ValueError(f"{name} has no scores, but what a diagnosis finds ({quantity(name)})")
     title = _numbered(name)
     if name in _DRAWN_OF:
         whole = published(_DRAWN_OF[name])
@@ -127,6 +191,20 @@ def published(name: str) -> Block:
         return Block(title, figure["dataset"], figure["model"], tuple(map(_read_off, series)))
     block = _blocks()[name]
     return Block(title, block["dataset"], block["model"], tuple(_printed(row, block["rows"]) for row in block["rows"]))
+
+
+def finding(name: str) -> Finding:
+    """What a diagnosis found, by its name, such as ``table-3/cifar-10/cnn`` or ``figure-3/cifar-10/cnn``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    require_published(name)
+    if name not in _findings():
+        raise ValueError(f"{name} has scores, and no finding of a diagnosis")
+    part = _findings()[name]
+    columns, rows = _found(quantity(name), part)
+    return Finding(_numbered(name), part["dataset"], part["model"], columns, rows)
 
 
 def require_published(name: str) -> str:
@@ -169,6 +247,25 @@ def _figures() -> Mapping[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
             part = f"/{100 * one['forget_ratio']:.0f}" if "forget_ratio" in one else ""
             found.setdefault(f"{figure['id']}{part}", (figure, []))[1].append(one)
     return found
+
+
+@cache
+def _findings() -> Mapping[str, dict[str, Any]]:
+    entries = [entry for kind in ("tables", "figures") for entry in _content()[kind] if entry["id"] in _FOUND]
+    parts = ((entry["id"], part) for entry in entries for part in entry.get("blocks", entry.get("parts", [entry])))
+    return {f"{name}/{part['dataset']}/{part['model']}": part for name, part in parts}
+
+
+def _found(
+    of: Quantity, part: Mapping[str, Any]
+) -> tuple[tuple[str, ...], dict[str, tuple[float | tuple[float, float], ...]]]:
+    if of == "bound":
+        return ("t", "FLOPs"), {_METHODS[row["method"]]: (row["t_unlearn"], row["est_flops"]) for row in part["rows"]}
+    if of == "spectrum":
+        low, high = part["dimension_ratio"]
+        return ("NoT's dimension, of Retrain's",), {"at 100 %": ((low, high),)}
+    series = part.get("series", ())
+    return tuple(part.get("positions", ())), {_MOMENTS[one["id"]]: tuple(one["cka"]) for one in series}
 
 
 def _read_off(series: Mapping[str, Any]) -> Printed:

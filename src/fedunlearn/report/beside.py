@@ -11,19 +11,29 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from fedunlearn.evaluation.published import whole_of
 from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.table import REFERENCE
-from fedunlearn.report.drawing import LIGHT, NARROW, Picture, axes_for, put_legend
+from fedunlearn.report.drawing import COLOURS, LIGHT, NARROW, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.figures import MARKERS, NAMES, OWN
+from fedunlearn.report.grid import Entry, Grid
 from fedunlearn.report.shape import Pair, Result, Shape
 
 __all__ = ["pictures_of"]
 
 _ROW = 0.2  # inches of a method
 _SHARE = "bytes, of Retrain's"
+_FEW_COLUMNS, _LETTER = 4, 0.06  # inches of a letter that stands upright
+_COLOURS = sum(name.startswith("c") for name in COLOURS)
 
 
-def pictures_of(shape: Shape) -> list[Picture]:
-    """A figure's curves, both on the same axis of bytes; of a table, each number's dots, those of figure 1 all six."""
-    slug = shape.experiment.replace("/", "-")
+def pictures_of(block: Shape | Grid) -> list[Picture]:
+    """What to draw of a block.
+
+    A figure's curves, both on the same axis of bytes; of a table, each number's dots, those of figure 1 all six. Of a
+    diagnosis, a line a row along its columns, the paper's and ours; of few columns a table says as much.
+    """
+    slug = block.experiment.replace("/", "-")
+    if isinstance(block, Grid):
+        return list(_lines(block, slug)) if len(block.columns) >= _FEW_COLUMNS else []
+    shape = block
     if any(pair.published_curve for pair in shape.pairs):
         return list(_curves(shape, slug))
     measures = MEASURES if whole_of(shape.published) else ()
@@ -68,6 +78,35 @@ def _curves(shape: Shape, slug: str) -> Iterator[Picture]:
         if unplaced:
             caption += f" Dotted: the last gap, whose bytes cannot be read ({', '.join(unplaced)})."
         yield Picture(f"{slug}-{name}", figure, f"{title}. Average gap by bytes: {'; '.join(told)}.", caption)
+
+
+def _lines(grid: Grid, slug: str) -> Iterator[Picture]:
+    """Each row's numbers along the columns: of the paper, where it has any, and here."""
+    sides: tuple[tuple[str, str, Callable[[Entry], float | tuple[float, float] | None]], ...] = (
+        ("paper", f"Paper: {grid.paper}", lambda entry: entry.published),
+        ("here", f"Here: {grid.ours}", lambda entry: entry.mean),
+    )
+    labels = [row.label for row in grid.rows]
+    size = (WIDE[0], WIDE[1] + _LETTER * max(map(len, grid.columns)))
+    for name, title, value_of in sides:
+        told: list[str] = []
+        with axes_for(title, "", grid.quantity, size, legend=labels) as (figure, axes):
+            for number, row in enumerate(grid.rows):
+                found = [
+                    (at, value) for at, entry in enumerate(row.entries) if isinstance(value := value_of(entry), float)
+                ]
+                if found:
+                    xs, ys = zip(*found, strict=True)
+                    look: Any = {"color": LIGHT[f"c{number % _COLOURS + 1}"], "marker": MARKERS[number % len(MARKERS)]}
+                    axes.plot(xs, ys, label=row.label, linestyle="-" if number < _COLOURS else "--", **look)
+                    told.append(f"{row.label} {', '.join(f'{y:.2f}' for y in ys)}")
+            axes.set_xticks(range(len(grid.columns)), grid.columns, rotation=90)
+            axes.set_xlim(-0.3, len(grid.columns) - 0.7)
+            put_legend(figure, axes)
+        if told:
+            read = "as read off the figure" if name == "paper" else f"mean over {len(grid.seeds)} seeds"
+            caption = f"{title}. {grid.quantity}, {read}."
+            yield Picture(f"{slug}-{name}", figure, f"{caption} {'; '.join(told)}.", caption)
 
 
 def _measures(shape: Shape, slug: str, measures: Sequence[str]) -> Iterator[Picture]:

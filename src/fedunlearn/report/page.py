@@ -21,7 +21,7 @@ from fedunlearn.report.drawing import Picture
 from fedunlearn.report.figures import NAMES, Series
 from fedunlearn.report.rendering import AUDIT, REPORT, render, write, write_pictures
 from fedunlearn.report.report import FILE, Comparison, Report, measures_of, told, write_report
-from fedunlearn.report.shape import Reproduction
+from fedunlearn.report.reproduction import Reproduction
 
 __all__ = ["page", "publish", "publish_reproduction", "reproduction_page"]
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedunlearn.atomic import read_json, write_json
 from fedunlearn.dealing import Partition
-from fedunlearn.evaluation.published import Block, published
+from fedunlearn.evaluation.published import Block, published, quantity
 from fedunlearn.evaluation.rows import ORIGINAL, Row
 from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.stopping import Fixed, Oracle, Recovered, StopRule
@@ -158,8 +158,9 @@ class Report:
 
     @property
     def published(self) -> Block | None:
-        """What the paper printed of this, if the experiment says where."""
-        return published(self.experiment["published"]) if "published" in self.experiment else None
+        """The scores that the paper printed of this, if the experiment says where."""
+        name = self.experiment.get("published")
+        return published(name) if name is not None and quantity(name) == "gap" else None
 
     def counterpart(self, method: str) -> str | None:
         """What our method is called that stands beside one of the paper's; it need not be there.

@@ -11,27 +11,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import sqrt
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from fedunlearn.atomic import FileError, read_json, write_json
 from fedunlearn.evaluation.published import Printed, published
 from fedunlearn.evaluation.rows import ORIGINAL, curves
 from fedunlearn.evaluation.scores import MEASURES, average_gap
 from fedunlearn.evaluation.stopping import Oracle
 from fedunlearn.evaluation.table import REFERENCE, Line
+from fedunlearn.report.block import Block, about
 from fedunlearn.report.report import Report
 
-__all__ = ["Order", "Pair", "Reproduction", "Result", "Shape", "kendall", "read_reproduction", "shape_of"]
+__all__ = ["Order", "Pair", "Result", "Shape", "kendall", "shape_of"]
 
 FINE_TUNING = "FT"
 LEAST_GAP = 5.0  # percentage points of fine-tuning's gap: with less there is hardly anything to forget
 LEAST_ATTACK = 90.0  # percent of attacks that succeed before unlearning: with less there is no backdoor to remove
 _READ_OFF = 0.1  # percentage points: as close as a gap can be read off a figure
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -100,58 +96,21 @@ class Order:
     reversed: tuple[tuple[str, str], ...] | None
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A block of a table, or a figure, beside the run that reproduces it.
+@dataclass(frozen=True, kw_only=True)
+class Shape(Block):
+    """A block of scores, or a figure of gaps, beside the run that reproduces it.
 
     Attributes:
-        experiment: its name, with the scale before it.
-        title: of the experiment.
-        published: the block's name.
-        artefact: the table's or the figure's title, with its number.
-        paper: the paper's data set and network.
-        ours: the experiment's.
         pairs: in the paper's order, those that the paper does not have behind them.
         before: gap of the model before the request.
         fine_tuning: gap of fine-tuning (FT) after all rounds; None where it is not in the experiment.
         attack: percent of the attacks that succeed on it; None where nothing is attacked.
-        seeds: that are complete.
-        missing: that are not.
-        failures: sentences on the methods that came to no end.
-        seconds: wall time of all parts, without scoring.
-        session: on what it ran last: command, versions, hardware.
     """
 
-    experiment: str
-    title: str
-    published: str
-    artefact: str
-    paper: str
-    ours: str
     pairs: tuple[Pair, ...]
     before: float
     fine_tuning: float | None
     attack: float | None
-    seeds: tuple[int, ...]
-    missing: tuple[int, ...]
-    failures: tuple[str, ...]
-    seconds: float
-    session: Mapping[str, Any]
-
-    @property
-    def scale(self) -> str:
-        """That the experiment is of."""
-        return self.experiment.split("/")[0]
-
-    @property
-    def folder(self) -> str:
-        """Of the run, beside the page."""
-        return self.experiment.split("/")[1]
-
-    @property
-    def heading(self) -> str:
-        """What stands beside what."""
-        return f"{self.folder}: {self.ours} (scale {self.scale}), beside the paper's {self.paper}"
 
     @property
     def orders(self) -> tuple[Order, Order]:
@@ -195,68 +154,12 @@ class Shape:
                 yield f"{said}; in the paper, but not here, by more than both spreads: {pairs}."
             else:
                 yield f"{said}; no pair is reversed by more than both spreads."
-        yield from self.failures
-        if self.missing:
-            yield f"Not complete yet, and not counted: seed {', '.join(map(str, self.missing))}."
+        yield from self.incomplete
 
     def summary(self) -> dict[str, Any]:
         """What a script would want of it."""
         orders = [dataclasses.asdict(order) for order in self.orders]
         return {**dataclasses.asdict(self), "scale": self.scale, "orders": orders, "says": list(self.sentences())}
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """A table or a figure of the paper, and all that reproduces it at one scale.
-
-    Attributes:
-        artefact: its name, such as ``table-1``.
-        scale: of the experiments.
-        command: that asked for it.
-        blocks: one an experiment.
-    """
-
-    artefact: str
-    scale: str
-    command: str
-    blocks: tuple[Shape, ...]
-
-    @property
-    def title(self) -> str:
-        """The paper's."""
-        return self.blocks[0].artefact
-
-    def summary(self) -> dict[str, Any]:
-        """What a script would want of it, and what `read_reproduction` reads."""
-        return {
-            "format": _FORMAT,
-            "artefact": self.artefact,
-            "title": self.title,
-            "scale": self.scale,
-            "command": self.command,
-            "seconds": sum(block.seconds for block in self.blocks),
-            "blocks": [block.summary() for block in self.blocks],
-        }
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        write_json(path, self.summary())
-
-
-def read_reproduction(path: Path) -> Reproduction:
-    """What `Reproduction.write` wrote.
-
-    Raises:
-        FileError: the file is none of ours.
-    """
-    content = read_json(path)
-    if content.get("format") != _FORMAT:
-        raise FileError(f"{path} is no reproduction of this version: `fedunlearn reproduce` writes it anew")
-    try:
-        return TypeAdapter(Reproduction).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise FileError(f"{path} is no reproduction: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def shape_of(report: Report, experiment: str, drawn: str | None = None) -> Shape:
@@ -292,26 +195,15 @@ def shape_of(report: Report, experiment: str, drawn: str | None = None) -> Shape
         )
     original = [rows[-1].scores for rows in curves(report.compared)[ORIGINAL].values()]
     attacks = [scores.attack for scores in original if scores is not None and scores.attack is not None]
-    ends = {(row.seed, row.method): row for row in report.rows}
     return Shape(
-        experiment=experiment,
-        title=report.title,
+        **about(report, experiment),
         published=name,
         artefact=block.title,
         paper=f"{block.dataset}, {block.model}",
-        ours=f"{report.experiment['data']['name']}, {report.experiment['model']['name']}",
         pairs=tuple(pairs),
         before=after[ORIGINAL].gap.of_means,
         fine_tuning=after[FINE_TUNING].gap.of_means if FINE_TUNING in after else None,
         attack=fmean(attacks) if attacks else None,
-        seeds=report.seeds,
-        missing=report.missing,
-        failures=tuple(
-            f"{one.method} is left out: in seed {one.seed}, after {one.rounds} rounds of recovery: {one.why}"
-            for one in report.failures
-        ),
-        seconds=sum(cost.seconds for row in ends.values() for cost in row.costs.values()),
-        session=report.sessions[-1] if report.sessions else {},
     )
 
 

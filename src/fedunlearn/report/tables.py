@@ -12,8 +12,10 @@ from fedunlearn.auditing import Audit
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.table import REFERENCE, Line, Spread
 from fedunlearn.report.audit_numbers import Soon, probes_of, relearnt, standings
+from fedunlearn.report.grid import Entry, Grid
 from fedunlearn.report.report import Report, measures_of
-from fedunlearn.report.shape import Pair, Reproduction, Result, Shape
+from fedunlearn.report.reproduction import Reproduction
+from fedunlearn.report.shape import Pair, Result, Shape
 from fedunlearn.verdict import certain, conclusion, verdicts
 
 __all__ = ["BESIDE", "as_csv", "as_latex", "as_markdown", "audit_as_markdown", "beside", "beside_as_markdown", "cells"]
@@ -92,8 +94,12 @@ def _head(measures: Sequence[str]) -> list[str]:
     return ["Method", *(_HEADINGS[measure] for measure in measures), "Avg. gap", *_COSTS.values()]
 
 
-def beside(shape: Shape) -> tuple[list[tuple[str, str]], list[list[str]]]:
+def beside(block: Shape | Grid) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """The paper's numbers beside ours: headings, each of two parts, and a row of cells a method."""
+    return _shape(block) if isinstance(block, Shape) else _grid(block)
+
+
+def _shape(shape: Shape) -> tuple[list[tuple[str, str]], list[list[str]]]:
     drawn = any(pair.last is not None for pair in shape.pairs)
     printed = [pair.published for pair in shape.pairs if pair.published]
     costs = [name for name in _COSTS if any(getattr(result, name) is not None for result in printed)]
@@ -113,6 +119,32 @@ def beside(shape: Shape) -> tuple[list[tuple[str, str]], list[list[str]]]:
             row += [_share(getattr(result, cost) if result else None) for result in (pair.published, pair.oracle)]
         rows.append(row)
     return heads, rows
+
+
+def _grid(grid: Grid) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    printed = [any(row.entries[at].published is not None for row in grid.rows) for at in range(len(grid.columns))]
+    heads = [("", "")]
+    for column, both in zip(grid.columns, printed, strict=True):
+        heads += [(column, side) for side in (("paper", "ours") if both else ("ours",))]
+    rows = []
+    for row in grid.rows:
+        cells = [row.label]
+        for entry, both in zip(row.entries, printed, strict=True):
+            cells += [*([_told(entry)] if both else []), _over_seeds(entry)]
+        rows.append(cells)
+    return heads, rows
+
+
+def _told(entry: Entry) -> str:
+    if isinstance(entry.published, tuple):
+        return " to ".join(f"{number:.3g}" for number in entry.published)
+    return "" if entry.published is None else f"{entry.published:.3g}"
+
+
+def _over_seeds(entry: Entry) -> str:
+    if entry.mean is None:
+        return "not defined"
+    return f"{entry.mean:.3g}" + (f" ± {entry.sd:.2g}" if entry.sd is not None else "")
 
 
 def beside_as_markdown(reproduction: Reproduction) -> str:
