@@ -117,6 +117,10 @@ class Record:
         (self.folder / _WEIGHTS).mkdir(exist_ok=True)
         save_weights(weights, self.folder / _WEIGHTS / f"{name}.safetensors", {k: str(v) for k, v in about.items()})
 
+    def has(self, name: str) -> bool:
+        """Whether a model was kept."""
+        return (self.folder / _WEIGHTS / f"{name}.safetensors").exists()
+
     def kept(self, name: str) -> Weights:
         """A model that was kept."""
         return load_weights(self.folder / _WEIGHTS / f"{name}.safetensors")

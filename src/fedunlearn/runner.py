@@ -33,7 +33,7 @@ from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method
 from fedunlearn.weights import Weights
 
-__all__ = ["kept_models", "run"]
+__all__ = ["kept_models", "kept_on_the_way", "run"]
 
 UNLEARNED, HISTORY = "unlearned", "history"  # names in records
 
@@ -374,6 +374,17 @@ def kept_models(home: RunFolder, seed: int) -> Iterator[tuple[str, Literal["unle
         if not record.failed:
             yield record.label, "unlearned", record.kept(UNLEARNED)
             yield record.label, "last", _last(record)
+
+
+def kept_on_the_way(home: RunFolder, seed: int, label: str) -> Iterator[tuple[int, Weights]]:
+    """The models of a method's recovery that a complete seed has kept, each with its round: every so-manieth, the last."""
+    for record in home.records(seed):
+        if record.label == label:
+            yield from ((row.rounds, record.kept(name)) for row in record.rows if record.has(name := _name_of(row)))
+
+
+def _name_of(row: Row) -> str:
+    return _named(row.phase, row.rounds)
 
 
 def _last(record: Record) -> Weights:
