@@ -377,7 +377,7 @@ def kept_models(home: RunFolder, seed: int) -> Iterator[tuple[str, Literal["unle
 
 
 def kept_on_the_way(home: RunFolder, seed: int, label: str) -> Iterator[tuple[int, Weights]]:
-    """The models of a method's recovery that a complete seed has kept, each with its round: every so-manieth, the last."""
+    """The models of a method's recovery that a complete seed has kept, each with its round."""
     for record in home.records(seed):
         if record.label == label:
             yield from ((row.rounds, record.kept(name)) for row in record.rows if record.has(name := _name_of(row)))
