@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fedunlearn.flow import in_order_of_registration, trace
-from fedunlearn.kinds import LAYER_KINDS, is_normalisation
+from fedunlearn.kinds import LAYER_KINDS
 from fedunlearn.layers import layers
 from fedunlearn.negation import negate
 from fedunlearn.weights import Weights, unwrap
@@ -63,7 +63,7 @@ def graftable(model: nn.Module) -> dict[str, tuple[str, ...]]:
     normalisation that reads one layer alone, as each BatchNorm of a ResNet does, belongs to that layer: its running
     mean and variance are those of this layer's outputs, and beside another layer they would be wrong whatever the two
     had learned. Other normalisations, such as a transformer's, are layers of their own, as is each single parameter of
-    a module that is none, such as a class token. Buffers of modules without parameters are not in it.
+    a module that is made of others, such as a class token. Buffers of modules without parameters are not in it.
 
     Args:
         model: the network; it is not changed.
@@ -81,7 +81,7 @@ def graftable(model: nn.Module) -> dict[str, tuple[str, ...]]:
     weights = Weights.of(model)
     kinds = {row.name: row.kind for row in layers(model)}
     owners = {_owner(name) for name, kind in kinds.items() if kind in LAYER_KINDS}
-    owners |= {name for name, module in model.named_modules() if is_normalisation(module)}
+    owners |= {name for name, module in model.named_modules() if name and _is_leaf(module)}
     found: dict[str, list[str]] = {}
     for name in (*weights.parameters, *weights.buffers):
         owner = _owner(name)
@@ -122,8 +122,8 @@ def coadaptation_gap(
     """How much worse a graft is than its parents: what its layers lack in co-adaptation (Definition 4).
 
     Definition 4 calls layers co-adapted if their model is optimal, and takes the parents for optimal. What can be
-    computed is that the graft's loss is no higher than theirs, on these samples. The converse does not hold: hidden
-    units can be numbered otherwise in two models that are the same function, and then their layers do not fit either.
+    computed is by how much the graft's loss is above theirs, on these samples. A gap does not show that the layers have
+    learned different things: where hidden units are numbered otherwise, layers of one and the same function do not fit.
 
     Args:
         model: the network that the weights are for; it is left as it was.
@@ -186,8 +186,8 @@ def negation_gaps(
         weights: theta.
 
     Returns:
-        Layer by layer, ``host`` "original" and ``donor`` "negated"; layers are called by their weights, without
-        ``.weight``.
+        Layer by layer, ``host`` "original" and ``donor`` "negated"; layers are called as in `graftable` where
+        they have one weight.
 
     Raises:
         LayerError: a running mean cannot follow.
@@ -198,7 +198,7 @@ def negation_gaps(
     names = [row.name for row in layers(model) if row.kind in LAYER_KINDS]
     return tuple(
         LayerGap(
-            name.removesuffix(".weight"),
+            name.removesuffix(".weight").removesuffix(".in_proj_weight"),
             "original",
             "negated",
             _gap(network(negate(weights, name, like=model)), alone),
@@ -252,6 +252,10 @@ def _gap(grafted: _Score, parents: Sequence[_Score]) -> Gap:
 def _owner(name: str) -> str:
     """The module of a tensor; of a weight that is computed from others (weight_norm), the module that it is for."""
     return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return all(name == "parametrizations" for name, _ in module.named_children())
 
 
 def _spliced(host: Weights, source: Mapping[str, Weights]) -> Weights:
