@@ -41,6 +41,7 @@ def test_rows_hold_every_value_ours_and_the_papers() -> None:
     assert "NoT, first 1.00 at conv1, 0.90 at relu1, -0.40 at head" in picture.alt
     assert "NoT, first, paper 1.00 at conv1, 0.89 at relu1, 0.27 at head" in picture.alt
     assert "Dotted: the paper's" in picture.caption
+    assert made.says[-1].startswith("The paper does not say whether its values are biased")
 
 
 def test_each_model_is_said_with_its_least() -> None:

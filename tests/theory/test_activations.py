@@ -165,6 +165,24 @@ def with_stem(stem: Weights, rest: nn.Module, tensors: tuple[str, ...]) -> nn.Mo
     return model
 
 
+def test_figure_3_models_with_one_first_layer_are_one_until_the_next_layer() -> None:
+    """So the original first layer with a random rest is at 1 up to the pooling, where the figure is read as 0.98; and
+    behind a negated one the rest, random or not, changes nothing before it is reached, where 0.89 and 0.90 are read."""
+    original, rest, x = network("layernorm-cnn"), network("layernorm-cnn", 5), inputs("layernorm-cnn")
+    nn.init.normal_(rest.get_parameter("norm1.weight"))
+    negated = negate(copy.deepcopy(original), "conv1")
+    stem = ("conv1.weight", "conv1.bias")
+    same, turned = (
+        compare(original, with_stem(Weights.of(of), rest, stem), x, batch_size=8) for of in (original, negated)
+    )
+    not_first = compare(original, negated, x, batch_size=8)
+    before = ("conv1", "relu1", "pool1")
+    assert [same[place].unbiased for place in before] == pytest.approx([1, 1, 1], abs=1e-12)
+    assert same["norm1"].unbiased < 0.99
+    assert [turned[place] for place in before] == [not_first[place] for place in before]
+    assert turned["norm1"] != not_first["norm1"]
+
+
 def test_figure_7_pair_with_the_same_random_rest_is_not_trivially_alike_behind_the_relu() -> None:
     """(-theta_0) + R and theta_0 + R: the convolution's answers are alike, what ReLU leaves of them is not."""
     original, rest, x = network("small-resnet"), network("small-resnet", 5), inputs("small-resnet")

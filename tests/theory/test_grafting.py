@@ -130,6 +130,7 @@ def test_computed_and_tied_weights_stay_with_their_module() -> None:
     assert set(known["0"]) == {"0.bias", "0.parametrizations.weight.original0", "0.parametrizations.weight.original1"}
     assert known["1"] == ("1.weight", "1.bias")
     assert known["2"] == ("2.bias",)
+    assert graftable(nn.Linear(3, 3)) == {"weight": ("weight",), "bias": ("bias",)}  # a network without a module in it
 
 
 # Grafts

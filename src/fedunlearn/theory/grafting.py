@@ -73,15 +73,14 @@ def graftable(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """
     model = unwrap(model)
     flow = trace(model) or in_order_of_registration(model)
+    weights = Weights.of(model)
+    owners = {_owner(row.name) for row in layers(model) if row.kind in LAYER_KINDS} - {""}
+    owners |= {name for name, module in model.named_modules() if name and _is_leaf(module)}
     feeds = {}
     for norm, read in flow.read.items():
-        modules = {weight.rpartition(".")[0] for weights in read for weight in weights or ("",)}
-        if len(modules) == 1:
-            feeds[norm] = modules.pop() or norm
-    weights = Weights.of(model)
-    kinds = {row.name: row.kind for row in layers(model)}
-    owners = {_owner(name) for name, kind in kinds.items() if kind in LAYER_KINDS}
-    owners |= {name for name, module in model.named_modules() if name and _is_leaf(module)}
+        modules = {weight.rpartition(".")[0] for calls in read for weight in calls or ("",)}
+        if len(modules) == 1 and modules <= owners:
+            feeds[norm] = modules.pop()
     found: dict[str, list[str]] = {}
     for name in (*weights.parameters, *weights.buffers):
         owner = _owner(name)

@@ -17,6 +17,7 @@ __all__ = ["section"]
 _NAME = 22  # characters of a position's name
 _ABREAST, _LETTER = 45, 0.06  # characters that an axis has room for; inches of one that stands upright
 _TICKS = 20  # positions that an axis can name
+_PAPER = "The paper does not say whether its values are biased, or from how many samples they come."
 _DOTTED: Any = (0, (1, 1.2))
 
 
@@ -54,12 +55,11 @@ def section(
             for label, values in ours.items()
             if label != random
         }
-        unit = f"0: as {random}, 1: as the original"
-        pictures.append(_picture("theory-cka-normalised", "Normalised CKA", unit, places, above, {}, drawn))
+        pictures.append(_picture("theory-cka-normalised", "Normalised CKA", "normalised CKA", places, above, {}, drawn))
     return Section(
         name="cka",
         title="Features beside the original model's",
-        says=(*_says(places, models), *_of_random(places, ours, random)),
+        says=(*_says(places, models), *_of_random(places, ours, random), *([_PAPER] if published else [])),
         heads=(
             ("position", "where the activations were read, in the order of execution"),
             *((label, "CKA, unbiased (biased)") for label in models),
@@ -92,7 +92,7 @@ def _says(places: Sequence[str], models: Mapping[str, Mapping[str, Similarity]])
     samples = next(iter(next(iter(models.values())).values())).samples
     return [
         *said,
-        f"From {samples:,} samples. Unbiased values are drawn: the biased ones come near to 1 for any two wide layers.",
+        f"From {samples:,} samples. Unbiased values are drawn: in wide layers biased ones of few come near to 1.",
         "Linear CKA does not see signs: 1 at a layer that was negated is no finding.",
     ]
 
@@ -133,6 +133,7 @@ def _picture(
             faint: Any = {"color": LIGHT[drawn[label].colour], "linestyle": _DOTTED, "linewidth": 1.1}
             axes.plot(range(len(places)), values, label=f"{label}, paper", **faint)
         axes.set_xticks(list(ticks), list(ticks.values()), rotation=90 if upright else 0)
+        axes.yaxis.set_major_formatter("{x:.2f}")  # as wide however near to each other the ticks come to be
         put_legend(figure, axes)
     alt = "; ".join(
         f"{label} {', '.join(f'{_number(value)} at {place}' for place, value in zip(places, values, strict=True))}"
