@@ -10,6 +10,7 @@ from fedunlearn.commands.advice import list_methods, recommend_methods
 from fedunlearn.commands.audits import audit_run
 from fedunlearn.commands.checkpoints import negate_checkpoint, show_layers
 from fedunlearn.commands.reproduction import reproduce_artefact
+from fedunlearn.commands.theory import theory
 from fedunlearn.commands.runs import (
     compare_runs,
     export_run,
@@ -40,6 +41,7 @@ app.command("reproduce")(reproduce_artefact)
 app.command("experiments")(list_experiments)
 app.command("methods")(list_methods)
 app.command("recommend")(recommend_methods)
+app.add_typer(theory)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # else a table of layers would wait for torch
     from fedunlearn.recommend import Candidate, Offer
     from fedunlearn.report.report import Comparison, Report
     from fedunlearn.report.reproduction import Reproduction
+    from fedunlearn.report.theory.section import Section
     from fedunlearn.tuning import Trial
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "print_offers",
     "print_report",
     "print_reproduction",
+    "print_section",
     "print_trials",
     "watching",
 ]
@@ -345,3 +347,15 @@ def _spread(s: Spread | None) -> str:
 def _interval(found: Interval, digits: int) -> str:
     value, low, high = (f"{100 * x:.{digits}f}" for x in (found.value, found.low, found.high))
     return f"{value} ({low}\N{EN DASH}{high})"
+
+
+def print_section(section: Section) -> None:
+    """What a diagnosis of the theory found."""
+    out = console()
+    out.print(section.title, style="bold")
+    table = Table(*("\n".join(filter(None, head)) for head in section.heads), header_style="bold", box=None, pad_edge=False)
+    for row in section.rows:
+        table.add_row(*row)
+    out.print(table)
+    for sentence in section.says:
+        out.print(sentence, width=_READABLE)

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from fedunlearn.atomic import atomic_write
 from fedunlearn.report.drawing import COLOURS, Picture
 
-__all__ = ["AUDIT", "REPORT", "render", "write", "write_pictures"]
+__all__ = ["AUDIT", "REPORT", "THEORY", "render", "write", "write_pictures"]
 
-REPORT, AUDIT = "report.html", "audit.html"
+REPORT, AUDIT, THEORY = "report.html", "audit.html", "theory.html"
 """The pages of a run, which lie side by side and link to one another."""
 
 _NO_FILTERS: Mapping[str, Callable[..., Any]] = {}

@@ -1,0 +1,400 @@
+"""The theory's diagnoses of a run, seed by seed: what each looks at, and how it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedunlearn.atomic import FileError, read_json, write_json
+from fedunlearn.evaluation.table import REFERENCE
+from fedunlearn.layers import plan
+from fedunlearn.methods.retrain import Retrain
+from fedunlearn.programs import SGD
+from fedunlearn.subject import FIRST, LAST, Subject, subjects
+from fedunlearn.theory.activations import Similarity, compare
+from fedunlearn.theory.bound import Bound, bound_along
+from fedunlearn.theory.losses import double_backward
+from fedunlearn.theory.gradient_spectrum import GradientSpectrum, gradient_spectrum
+from fedunlearn.theory.grafting import LayerGap, graft, graftable, layer_gaps, negation_gaps
+from fedunlearn.theory.jacobian import JacobianControl, jacobian_control
+from fedunlearn.weights import Weights
+
+__all__ = [
+    "DIAGNOSES",
+    "FOLDER",
+    "Diagnosis",
+    "Found",
+    "averaged",
+    "diagnose",
+    "read_found",
+]
+
+FOLDER = "theory"
+"""Of a run, where its diagnoses are kept."""
+
+_FORMAT = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """What a diagnosis found.
+
+    Attributes:
+        name: of the diagnosis.
+        about: the run, or the network, in a line.
+        command: that asked for it.
+        seeds: of the run; none where a network alone was looked at.
+        results: one for each seed, or one.
+    """
+
+    name: str
+    about: str
+    command: str
+    seeds: tuple[int, ...]
+    results: tuple[T, ...]
+
+    @property
+    def mean(self) -> T:
+        """Over seeds."""
+        return averaged(self.results)
+
+    def summary(self) -> dict[str, Any]:
+        """What a script would want of it, and what `read_found` reads."""
+        return {"format": _FORMAT, **dataclasses.asdict(self)}
+
+    def write(self, folder: Path) -> Path:
+        """As JSON, ``theory/NAME.json`` in a folder; gives the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = folder / FOLDER / f"{self.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.summary())
+        return path
+
+
+def read_found(path: Path, kind: type[T]) -> Found[T]:
+    """What `Found.write` has written.
+
+    Args:
+        path: of the file.
+        kind: of the results.
+
+    Raises:
+        FileError: it is none of ours.
+    """
+    content = read_json(path)
+    try:
+        if content.pop("format", None) != _FORMAT:
+            raise FileError(f"{path} is no diagnosis of this version: remove it, to have it anew")
+        results = TypeAdapter(tuple[kind, ...]).validate_python(content.pop("results"))  # type: ignore[valid-type]
+        said = TypeAdapter(Found[Any]).validate_python({**content, "results": ()})
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise FileError(f"{path} is no diagnosis ({told}): remove it, to have it anew") from None
+    return dataclasses.replace(said, results=results)
+
+
+def averaged(results: Sequence[Any]) -> Any:
+    """The mean of results that are built alike: of every number in them; all else is the first one's.
+
+    Raises:
+        ValueError: they are not built alike.
+    """
+    first = results[0]
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        fields = (field.name for field in dataclasses.fields(first))
+        return dataclasses.replace(first, **{name: averaged([getattr(one, name) for one in results]) for name in fields})
+    if isinstance(first, Mapping):
+        if any(one.keys() != first.keys() for one in results):
+            raise ValueError("the seeds' results differ in what they are of: look at each seed by itself, with --seed")
+        return {key: averaged([one[key] for one in results]) for key in first}
+    if isinstance(first, tuple):
+        if any(len(one) != len(first) for one in results):
+            raise ValueError("the seeds' results differ in length: look at each seed by itself, with --seed")
+        return tuple(averaged(parts) for parts in zip(*results, strict=True))
+    if isinstance(first, float):
+        return fmean(results)
+    return first
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """CKA of each model to the model before the request, by label and position (Figures 3 and 7)."""
+
+    models: Mapping[str, Mapping[str, Similarity]]
+
+
+def similarities(subject: Subject) -> Similarities:
+    """The models of Figures 3 and 7, on test samples, in eval mode: BatchNorm has each model's own running statistics.
+
+    Of each method what its unlearning step left (where that is not the model before the request) and what it ended with;
+    and two networks with all layers drawn anew but the negated one, which is as it was, or negated.
+    """
+    original = subject.network(subject.original)
+    shown = {
+        f"{label}, {moment}": weights
+        for moment in (FIRST, LAST)
+        for label in subject.labels
+        if not (weights := subject.models[label, moment]).same_bits(subject.original)
+    }
+    for label, method in list(subject.negating.items())[:1]:
+        names = {part.name for part in plan(original, method.layers, include_bias=method.include_bias).parts}
+        layers = [layer for layer, owned in graftable(original).items() if names & set(owned)]
+        for told, source in (("kept", subject.original), ("negated", subject.models[label, FIRST])):
+            parents = {"rest": subject.fresh("rest"), "layer": source}
+            shown[f"first layer {told}, rest drawn anew"] = graft(parents, dict.fromkeys(layers, "layer"), original)
+    x, _ = subject.test
+    return Similarities({label: compare(original, subject.network(weights), x) for label, weights in shown.items()})
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """What grafts of one layer lose (Definitions 3 and 4)."""
+
+    gaps: tuple[LayerGap, ...]
+
+
+def gaps(subject: Subject) -> Gaps:
+    """Each layer of the retrained model in the original and the other way round, and each layer negated; on what stays."""
+    network, (x, y) = subject.network(subject.original), subject.retained
+    models = {"Original": subject.original, REFERENCE: subject.models[REFERENCE, LAST]}
+    return Gaps((*layer_gaps(network, models, x, y), *negation_gaps(network, subject.original, x, y)))
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Jacobian control of each method that negates, by label (Theorems 3 and 6)."""
+
+    methods: Mapping[str, JacobianControl]
+
+
+def controls(subject: Subject) -> Controls:
+    """Before and after the negation of each method that negates, on what stays."""
+    network, (x, y) = subject.network(subject.original), subject.retained
+    found = {
+        label: jacobian_control(
+            network,
+            method.layers,
+            x[:_JACOBIANS],
+            y[:_JACOBIANS],
+            seed=subject.seed,
+            include_bias=method.include_bias,
+            batchnorm="leave" if method.batchnorm == "leave" else "negate_mean",
+        )
+        for label, method in subject.negating.items()
+    }
+    if not found:
+        raise ValueError("no method of this run negates a layer: run it with NoT among its methods")
+    return Controls(found)
+
+
+_JACOBIANS = 300  # samples, each of which takes as many passes as the network has outputs
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """The spectrum of the gradients' covariance at the start of each method's recovery, by label (Figure 8)."""
+
+    methods: Mapping[str, GradientSpectrum]
+
+
+def spectra(subject: Subject) -> Spectra:
+    """At what each method's unlearning step left, on what stays."""
+    x, y = subject.retained
+    names = [name for name, _ in subject.network(subject.original).named_parameters()]
+    block = next((glob for glob in _FIRST_BLOCKS if any(fnmatchcase(name, glob) for name in names)), None)
+    return Spectra(
+        {
+            label: gradient_spectrum(
+                subject.network(subject.models[label, FIRST]),
+                x,
+                y,
+                subsets=_SUBSETS,
+                batches=_FEW_BATCHES if block else _MANY_BATCHES,
+                parameters=[block] if block else None,
+                seed=subject.seed,
+            )
+            for label in subject.labels
+        }
+    )
+
+
+_FIRST_BLOCKS = ("layer1.0.*", "encoder.layers.encoder_layer_0.*")
+"""Of a ResNet and of a ViT, which the paper looks at alone; of other networks it looks at all layers."""
+
+_FEW_BATCHES, _MANY_BATCHES = 128, 2048
+"""Gradients: the paper's numbers, for these networks and for others."""
+
+_SUBSETS = 20
+"""Of coordinates. The paper has 100; a curve over 20 of them differs by less than the 10 % and 90 % quantiles do."""
+
+
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least time that unlearning takes, by method (Theorem 5, Table 3).
+
+    Attributes:
+        bounds: by label; of those that go on from the model before the request.
+        measured: time until the gap between what stays and what goes had come as far as that of Retrain; None where it
+            had not at the last model that was kept.
+        flops: of one unit of time.
+    """
+
+    bounds: Mapping[str, Bound]
+    measured: Mapping[str, float | None]
+    flops: float
+
+
+def bounds(subject: Subject) -> Bounds:
+    """Along each method's kept models, at 0 and at rounds that about double.
+
+    Time is learning rate times steps, divided by 1 - momentum where there is momentum; a step is one batch at each
+    client.
+
+    Raises:
+        ValueError: the run kept no model on the way, or its optimizer is not SGD.
+    """
+    training = subject.simulation.training
+    optimizer = training.optimizer
+    lr = getattr(optimizer, "lr", None)
+    if lr is None:
+        raise ValueError(f"{optimizer!r} has no learning rate, which time is measured in: give it a field lr")
+    rate = lr / (1 - optimizer.momentum) if isinstance(optimizer, SGD) else lr
+    clients = len(_stay(subject))
+    steps = fmean(-(-n // training.batch_size) for n in _stay(subject)) * training.epochs  # of a round
+    retrained, best = subject.models[REFERENCE, LAST], longest(subject)
+    found: dict[str, Bound] = {}
+    measured: dict[str, float | None] = {}
+    for label in subject.labels:
+        if label == REFERENCE:
+            continue
+        path = _doubling(subject.path(label))
+        found[label] = bound_along(
+            ((rounds * steps * rate, subject.network(weights)) for rounds, weights in path),
+            subject.network(retrained),
+            subject.network(best),
+            subject.retained,
+            subject.forgotten,
+            lr=rate,
+            batch_size=clients * training.batch_size,
+            curvature=double_backward,
+            seed=subject.seed,
+        )
+        measured[label] = reached(found[label])
+    sample = subject.simulation.setting.flops
+    per_step = clients * training.batch_size * (sample.forward + sample.backward)
+    return Bounds(found, measured, per_step / rate)
+
+
+def longest(subject: Subject) -> Weights:
+    """Retrain, trained for twice as long: its loss stands for the least there is (eq. 86)."""
+    simulation = subject.simulation
+    task = simulation.task(simulation.taking_part(simulation.federation), subject.original)
+    rounds = subject.plan.training.rounds
+    *_, last = islice(Retrain().recover(task, subject.models[REFERENCE, LAST], rounds), rounds)
+    return last.after
+
+
+def reached(bound: Bound) -> float | None:
+    """When the gap between what stays and what goes first was as far from its start as Retrain's is; None: never.
+
+    At a checkpoint, so up to the one before it too late.
+    """
+    way = (1 - bound.epsilon) * (bound.gap_retrained - bound.gap_start)
+    came = (one.time for one in bound.checkpoints if (one.gap - bound.gap_start) * way >= way * way)
+    return next(came, None)
+
+
+def _doubling(path: Sequence[tuple[int, Weights]]) -> list[tuple[int, Weights]]:
+    """Of a path's models the first, the last, and those between at rounds that about double."""
+    if len(path) < _FEWEST_ON_THE_WAY:
+        raise ValueError("this run has kept no models on the way: run it with keep.every, 2 say")
+    chosen = [path[0]]
+    for one in path[1:]:
+        if one[0] >= 2 * chosen[-1][0] or one is path[-1]:
+            chosen.append(one)
+    return chosen
+
+
+_FEWEST_ON_THE_WAY = 4
+
+
+def _stay(subject: Subject) -> list[int]:
+    """Training samples that stay, of each client that has any."""
+    partition = subject.simulation.partition
+    left = [sum(held) - gone for held, gone in zip(partition.classes, partition.forget, strict=True)]
+    return [number for number in left if number]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One of them.
+
+    Attributes:
+        name: as the command line has it.
+        kind: of its results.
+        of: what it finds of a seed.
+    """
+
+    name: str
+    kind: type[Any]
+    of: Callable[[Subject], Any]
+
+
+DIAGNOSES: Mapping[str, Diagnosis] = {
+    one.name: one
+    for one in (
+        Diagnosis("cka", Similarities, similarities),
+        Diagnosis("coadaptation", Gaps, gaps),
+        Diagnosis("jacobian", Controls, controls),
+        Diagnosis("spectrum", Spectra, spectra),
+        Diagnosis("bound", Bounds, bounds),
+    )
+}
+
+
+def diagnose(
+    name: str,
+    run: Path,
+    *,
+    seeds: tuple[int, ...] = (),
+    most: int = 2000,
+    data_dir: Path | None = None,
+    command: str = "",
+) -> Generator[int, None, Found[Any]]:
+    """Look at a run, seed by seed; each seed after it was looked at.
+
+    Args:
+        name: of the diagnosis.
+        run, seeds, most, data_dir: see `fedunlearn.subject.subjects`.
+        command: that asked for it.
+
+    Returns:
+        What was found.
+
+    Raises:
+        FolderError: see `fedunlearn.subject.subjects`.
+        ValueError: the run has nothing that this diagnosis looks at.
+    """
+    done: list[int] = []
+    results: list[Any] = []
+    about = ""
+    for subject in subjects(run, most=most, seeds=seeds, data_dir=data_dir):
+        results.append(DIAGNOSES[name].of(subject))
+        done.append(subject.seed)
+        about = subject.plan.title
+        yield subject.seed
+    return Found(name, about, command, tuple(done), tuple(results))

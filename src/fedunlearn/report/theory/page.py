@@ -1,0 +1,69 @@
+"""The page of what the theory says, of a run or of a network, from the diagnoses that lie in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedunlearn.diagnoses import FOLDER, Bounds, Controls, Found, Gaps, Similarities, Spectra, read_found
+from fedunlearn.report.rendering import REPORT, THEORY, render, write, write_pictures
+from fedunlearn.report.theory import bound, cka, coadaptation, jacobian, spectrum
+from fedunlearn.report.theory.section import Section
+
+__all__ = ["publish_found", "section_of"]
+
+
+def _cka(found: Similarities) -> Section:
+    random = "Retrain, first"
+    return cka.section(found.models, random=random if random in found.models else None)
+
+
+SECTIONS: Mapping[str, tuple[type[Any], Callable[[Any], Section]]] = {
+    "cka": (Similarities, _cka),
+    "coadaptation": (Gaps, lambda found: coadaptation.section(found.gaps)),
+    "jacobian": (Controls, lambda found: jacobian.section(found.methods)),
+    "spectrum": (Spectra, lambda found: spectrum.section(found.methods)),
+    "bound": (Bounds, lambda found: bound.section(found.bounds, found.measured)),
+}
+"""By diagnosis, in the order of the page: what its results are, and how they are told."""
+
+
+def section_of(found: Found[Any]) -> Section:
+    """What a diagnosis found, ready to be read; over seeds the mean."""
+    return SECTIONS[found.name][1](found.mean)
+
+
+def publish_found(found: Found[Any], folder: Path) -> Path:
+    """Write what a diagnosis found into a folder: JSON, figures, and the page with all that lies there.
+
+    Returns:
+        The page.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    found.write(folder)
+    everything = list(_read(folder))
+    sections = [section_of(one) for one in everything]
+    write_pictures((picture for section in sections for picture in section.pictures), folder / FOLDER)
+    path = folder / THEORY
+    seeds = f"Over seed{'s' * (len(found.seeds) > 1)} {', '.join(map(str, found.seeds))}. " if found.seeds else ""
+    content = render(
+        "theory.html",
+        title=f"Theory: {found.about}",
+        heading=found.about,
+        lead=f"{seeds}Each section is a definition, a bound or a diagnostic of the paper, as computed on these models.",
+        report=REPORT if (folder / REPORT).exists() else None,
+        sections=sections,
+        commands=[(section.title, one.command) for section, one in zip(sections, everything, strict=True)],
+    )
+    write(path, content.encode())
+    return path
+
+
+def _read(folder: Path) -> Iterator[Found[Any]]:
+    for name, (kind, _) in SECTIONS.items():
+        path = folder / FOLDER / f"{name}.json"
+        if path.exists():
+            yield read_found(path, kind)
