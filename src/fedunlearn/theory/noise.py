@@ -111,11 +111,10 @@ def full_noise(
     own = _batches(len(samples[1]), batch_size, draws, seed)
     against = _batches(len(samples[1]), _HESSIAN, draws, seed + 1)
     for batch, other in zip(own, against, strict=True):
-        found = gradient(model, _taken(samples, batch))
-        direction = [g - m for g, m in zip(found, mean, strict=True)]
-        del found
+        direction = _deviation(model, _taken(samples, batch), mean)
         squares.append(lr * freed * square(direction))
         rises.append(lr * freed * curvature(model, _taken(samples, other), direction) / 2)
+        del direction  # before there is the next
     return Noise(statistics.fmean(squares), statistics.fmean(rises), statistics.stdev(rises) / draws**0.5)
 
 
@@ -137,6 +136,10 @@ def _variances(model: nn.Module, samples: Samples, batch_size: int, draws: int, 
     for s in spread:
         s.div_(draws - 1)
     return spread
+
+
+def _deviation(model: nn.Module, batch: Samples, mean: list[Tensor]) -> list[Tensor]:
+    return [g - m for g, m in zip(gradient(model, batch), mean, strict=True)]
 
 
 def _batches(count: int, size: int, draws: int, seed: int) -> Iterator[Tensor]:
