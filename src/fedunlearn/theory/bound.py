@@ -71,6 +71,8 @@ def unlearning_time(
             raise ValueError(f"{name} is {value}: give 0 or more")
     if not lipschitz > 0:
         raise ValueError(f"the Lipschitz constant is {lipschitz}: give one above 0")
+    if not math.isfinite(delta_retrained - delta_start):
+        raise ValueError(f"the loss gap goes from {delta_start} to {delta_retrained}: give finite ones")
     if not 0 <= epsilon < 1:
         raise ValueError(f"epsilon is {epsilon}: give a share in [0, 1)")
     way = (1 - epsilon) * abs(delta_retrained - delta_start) / lipschitz - math.sqrt(noise)
