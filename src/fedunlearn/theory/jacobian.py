@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedunlearn.kinds import LAYER_KINDS, kind_of
 from fedunlearn.layers import BatchNormPolicy, Selection, plan
@@ -31,7 +29,6 @@ Place = Literal["above", "at", "below", "between", "beside"]
 _WIDTH = 128  # numbers that a sample's Jacobian of a layer is reduced to
 _OUTPUTS = 10  # outputs, or random combinations of them, that are differentiated
 _SLICES, _SPLITS = 64, 4
-_GRADIENTS = 2**25  # numbers of per-sample gradients held at once: 128 MB
 _LEAST = 20  # samples
 
 
@@ -118,7 +115,7 @@ def jacobian_control(
         order: whether the first layer lies below the second, both named as modules (``layer1.0.conv1``). None: whether
             it runs earlier, which is right for networks without branches.
         include_bias, batchnorm: as in `plan`. Y_- becomes exactly -Y_- only if biases are negated too.
-        batch_size: samples a pass; fewer where their gradients would not fit.
+        batch_size: samples a pass; per-sample gradients take one at a time.
 
     Raises:
         LayerError: the selection does not fit.
@@ -137,19 +134,16 @@ def jacobian_control(
         raise ValueError(f"{idle[0]} is no layer that the input flows through: select others")
     below = order or (lambda one, other: list(running).index(one) < list(running).index(other))
     norms = [gradient_norms(network, x, y, batch_size=batch_size) for network in (before, after)]
-    laws = [jacobian_sketches(network, x, seed=seed, batch_size=batch_size) for network in (before, after)]
+    laws = [jacobian_sketches(network, x, seed=seed) for network in (before, after)]
     rows = []
     for name in running:
         place, sign = _place(name, at, below)
         compared = _compare(laws[0][name], laws[1][name], sign, stable_seed("jacobian", seed, name))
         gradients = norms[0][name], norms[1][name]
         rows.append(LayerJacobian(name, place, sign, *compared, *gradients, _relative(gradients[1], gradients[0])))
-    outputs = [_outputs(network, tuple(at), x, batch_size) for network in (before, after)]
-    with torch.no_grad():
-        classes = before(x[:1].to(_device(before))).shape[1]
-    return JacobianControl(
-        chosen.names, len(x), min(classes, _OUTPUTS), variation(*outputs, stable_seed("variation", seed)), tuple(rows)
-    )
+    one, other = (_outputs(network, tuple(at), x, batch_size) for network in (before, after))
+    apart = variation(one, other, stable_seed("variation", seed))
+    return JacobianControl(chosen.names, len(x), min(_classes(before, x), _OUTPUTS), apart, tuple(rows))
 
 
 def gradient_norms(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 256) -> dict[str, float]:
@@ -170,105 +164,96 @@ def gradient_norms(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 
     if not len(x):
         raise ValueError("there is no sample to take a gradient of: give one at least")
     network = copy.deepcopy(unwrap(model)).eval()
-    state, device = _state(network), _device(network)
     layers = _running(network, x[:1])
-    names = [name for owned in layers.values() for name in owned]
-    sums = {name: torch.zeros_like(state[name], dtype=torch.float64) for name in names}
-    for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        leaves = {name: state[name].clone().requires_grad_() for name in names}
+    leaves, device = _leaves(network, layers), _device(network)
+    sums = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
+    for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
         with torch.enable_grad():
-            logits = functional_call(network, {**state, **leaves}, (xs.to(device),))
-            loss = F.cross_entropy(logits, ys.to(device), reduction="sum")
+            loss = F.cross_entropy(network(xs.to(device)), ys.to(device), reduction="sum")
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(names, found, strict=True):
+        for total, gradient in zip(sums.values(), found, strict=True):
             if gradient is not None:
-                sums[name] += gradient.double()
+                total += gradient.double()
     squares = {name: float((total / len(x)).square().sum()) for name, total in sums.items()}
     return {layer: math.sqrt(sum(squares[name] for name in owned)) for layer, owned in layers.items()}
 
 
-def jacobian_sketches(
-    model: nn.Module, x: Tensor, *, seed: int, batch_size: int = 256
-) -> dict[str, NDArray[np.float64]]:
+def jacobian_sketches(model: nn.Module, x: Tensor, *, seed: int) -> dict[str, NDArray[np.float64]]:
     """Each sample's Jacobian of the outputs, layer by layer, reduced to 128 numbers by a random linear map.
 
     The map is a count sketch (Charikar, Chen, Farach-Colton 2002): each entry of the Jacobian is added, with a random
-    sign, to one of 128 sums. It keeps inner products in expectation and is the same for each seed and architecture, so
-    that sketches before and after can be compared. Of more than 10 outputs as many random orthonormal combinations are
-    differentiated. One output is differentiated at a time, for as many samples as fit.
+    sign, to one of 128 sums. It keeps inner products in expectation, and is the same for each seed and architecture,
+    so that sketches before and after can be compared. Of more than 10 outputs as many random orthonormal combinations
+    are differentiated. That is a pass forward and backward for each sample and output, and no more is held than one
+    sample's gradient.
 
     Args:
         model: takes ``(n, ...)``, answers ``(n, classes)``; it is left as it was.
         x: samples, ``(n, ...)``.
         seed: of the map.
-        batch_size: samples a pass; fewer where their gradients would not fit.
 
     Returns:
         ``(n, 128)`` for each layer that the input flows through, by its module's name.
     """
     network = copy.deepcopy(unwrap(model)).eval()
-    state, device = _state(network), _device(network)
     layers = _running(network, x[:1])
-    leaves = {name: state[name] for owned in layers.values() for name in owned}
-    chunk = max(1, min(batch_size, _GRADIENTS // max(1, sum(leaf.numel() for leaf in leaves.values()))))
-    with torch.no_grad():
-        example = network(x[:1].to(device))
-    found = {layer: torch.zeros(len(x), _WIDTH, dtype=torch.float64, device=device) for layer in layers}
-    for number, combination in enumerate(_combinations(example, seed)):
-
-        def output(values: dict[str, Tensor], one: Tensor, combination: Tensor = combination) -> Tensor:
-            answer: Tensor = functional_call(network, {**state, **values}, (one[None],))
-            return answer[0] @ combination
-
-        differentiate = vmap(grad(output), in_dims=(None, 0))
-        maps = {name: _count_sketch(leaf, generator("sketch", seed, number, name)) for name, leaf in leaves.items()}
-        for start in range(0, len(x), chunk):
-            # Fused attention has no rule for one sample at a time.
-            with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-                gradients = differentiate(leaves, x[start : start + chunk].to(device))
-                for layer, owned in layers.items():
-                    for name in owned:
-                        sums, signs = maps[name]
-                        entries = gradients[name].flatten(1).double() * signs
-                        found[layer][start : start + chunk].index_add_(1, sums, entries)
-    return {layer: values.cpu().numpy() for layer, values in found.items()}
+    leaves = _leaves(network, layers)
+    found = {layer: torch.zeros(len(x), _WIDTH, dtype=torch.float64) for layer in layers}
+    for number, combination in enumerate(_combinations(_classes(network, x), seed)):
+        signs = {name: _signs(leaf, generator("signs", seed, number, name)) for name, leaf in leaves.items()}
+        # One sample at a time: no slower than `vmap` where weights are many, and right for any network that trains.
+        for position, one in enumerate(torch.split(x.to(_device(network)), 1)):
+            with torch.enable_grad():
+                answer = network(one)[0]
+                output = answer @ combination.to(answer)
+            gradients = torch.autograd.grad(output, list(leaves.values()), allow_unused=True)
+            of = dict(zip(leaves, gradients, strict=True))
+            for layer, owned in layers.items():
+                for name in owned:
+                    gradient = of[name]
+                    if gradient is not None:
+                        found[layer][position] += _sketch(gradient.flatten() * signs[name]).cpu()
+    return {layer: values.numpy() for layer, values in found.items()}
 
 
-def _count_sketch(like: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Of each entry its sum and its sign, drawn on the CPU: the same on every device."""
-    sums = torch.randint(_WIDTH, (like.numel(),), generator=rng)
-    signs = torch.randint(2, (like.numel(),), generator=rng).double() * 2 - 1
-    return sums.to(like.device), signs.to(like.device)
+def _signs(like: Tensor, rng: torch.Generator) -> Tensor:
+    """A random sign for each entry, drawn on the CPU: the same on every device."""
+    return (torch.randint(2, (like.numel(),), generator=rng) * 2 - 1).to(like)
 
 
-def _combinations(example: Tensor, seed: int) -> Tensor:
-    """Of the outputs, a row each: every output by itself, or orthonormal ones where these are many."""
-    classes = example.shape[1]
+def _sketch(entries: Tensor) -> Tensor:
+    """Entries added up in 128 groups, ``(p,)`` -> ``(128,)``, float64."""
+    sums: Tensor = F.pad(entries, (0, -len(entries) % _WIDTH)).view(-1, _WIDTH).sum(0, dtype=torch.float64)
+    return sums
+
+
+def _combinations(classes: int, seed: int) -> Tensor:
+    """How much each output counts, a row a combination: each alone, or orthonormal ones where outputs are many."""
     if classes <= _OUTPUTS:
-        return torch.eye(classes, dtype=example.dtype, device=example.device)
+        return torch.eye(classes, dtype=torch.float64)
     drawn = torch.randn(classes, _OUTPUTS, generator=generator("outputs", seed), dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q.T.to(example)
+    return torch.linalg.qr(drawn).Q.T
 
 
 def _compare(
     before: NDArray[np.float64], after: NDArray[np.float64], sign: int, seed: int
 ) -> tuple[float, float, float, float]:
-    """Distance, distance with the other sign, floor, and p.
+    """Distance, distance with the other sign, floor (the mean of both laws'), and p.
 
     Before and after are held against each other on different samples: what is drawn together is alike by chance.
     """
     one, two = sliced(sign * before, _SLICES, seed), sliced(after, _SLICES, seed)
     rng, half = np.random.default_rng(seed), len(one) // 2
-    halves = [np.split(rng.permutation(len(one))[: 2 * half], 2) for _ in range(_SPLITS)]
-    both = [*halves, *(reversed(pair) for pair in halves)]
-    pairs = [tuple(pair) for pair in both]
-    distance = np.mean([sliced_wasserstein(one[i], two[j]) for i, j in pairs])
-    opposite = np.mean([sliced_wasserstein(-one[i], two[j]) for i, j in pairs])
-    floor = np.mean([sliced_wasserstein(law[i], law[j]) for law in (one, two) for i, j in pairs[:_SPLITS]])
+    orders = [rng.permutation(len(one)) for _ in range(_SPLITS)]
+    pairs = [(order[:half], order[half : 2 * half]) for order in orders]
+    swapped = [(last, first) for first, last in pairs]
+    distance = np.mean([sliced_wasserstein(one[i], two[j]) for i, j in pairs + swapped])
+    opposite = np.mean([sliced_wasserstein(-one[i], two[j]) for i, j in pairs + swapped])
+    floor = np.mean([sliced_wasserstein(law[i], law[j]) for law in (one, two) for i, j in pairs])
     scale = float(np.abs(one).mean())
-    first, second = pairs[0]
-    measured = (_relative(float(value), scale) for value in (distance, opposite, floor))
-    return (*measured, permutation_p(one[first], two[second], seed))  # type: ignore[return-value]
+    first, last = pairs[0]
+    p = permutation_p(one[first], two[last], seed)
+    return _relative(float(distance), scale), _relative(float(opposite), scale), _relative(float(floor), scale), p
 
 
 def _place(name: str, at: Collection[str], below: Callable[[str, str], bool]) -> tuple[Place, int]:
@@ -286,9 +271,18 @@ def _relative(part: float, whole: float) -> float:
     return part / whole if whole else (math.inf if part else 0.0)
 
 
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    named: tuple[Any, Any] = (network.named_parameters(), network.named_buffers())
-    return {name: tensor.detach() for tensors in named for name, tensor in tensors}
+def _leaves(network: nn.Module, layers: Mapping[str, tuple[str, ...]]) -> dict[str, nn.Parameter]:
+    """The layers' parameters; of this copy of the network they alone take a gradient."""
+    network.requires_grad_(False)
+    leaves = {name: network.get_parameter(name) for owned in layers.values() for name in owned}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    return leaves
+
+
+def _classes(network: nn.Module, x: Tensor) -> int:
+    with torch.no_grad():
+        return int(network(x[:1].to(_device(network))).shape[1])
 
 
 def _device(network: nn.Module) -> torch.device:
@@ -338,7 +332,7 @@ def _outputs(network: nn.Module, layers: tuple[str, ...], x: Tensor, batch_size:
     ]
     try:
         with torch.no_grad():
-            for xs in x.split(batch_size):
+            for xs in torch.split(x, batch_size):
                 network(xs.to(_device(network)))
                 found.append(torch.cat([value for name in layers for value in seen[name]], 1))
                 for values in seen.values():

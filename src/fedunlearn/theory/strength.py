@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from fedunlearn.layers import FIRST, BatchNormPolicy, Part, Selection, plan
+from fedunlearn.layers import BatchNormPolicy, Part, Selection, plan
 from fedunlearn.negation import negate, rows_of
 from fedunlearn.randomness import generator
 from fedunlearn.weights import unwrap
@@ -76,7 +76,7 @@ def largest_distance(activations: Tensor, activation: Literal["relu", "step", "o
     if activation == "relu":
         if bool((s < 0).any()):
             raise ValueError("a ReLU gives no negative value: pass activations, not pre-activations")
-        norm = s.norm(dim=-1)
+        norm = s.square().sum(-1).sqrt()
         return 2 * norm * (norm - s.amin(-1))
     if activation == "step":
         if not bool(((s == 0) | (s == 1)).all()):
@@ -127,7 +127,7 @@ def lemma_1(pre_activations: Tensor) -> Lemma1:
     largest = float(largest_distance(on, "relu").mean())
     epsilon = float((_energy(on) - _energy(off)).abs().mean())
     slack = distance - largest + epsilon
-    return Lemma1(*y.shape, distance, largest, epsilon, slack, slack >= -_ROUNDING * distance)
+    return Lemma1(len(y), y.shape[1], distance, largest, epsilon, slack, slack >= -_ROUNDING * distance)
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def strength(
     _redraw(networks["redrawn"], chosen.parts, seed)
     device = next(model.parameters()).device
     totals, bounds, activation, width = _Totals(), _Sums(), "none", 0
-    for xs, ys in zip(x.split(batch_size), y.split(batch_size), strict=True):
+    for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
         seen = {name: _seen(network, owner, xs.to(device)) for name, network in networks.items()}
         activation = seen["before"].activation
         width = seen["before"].pre.shape[1]

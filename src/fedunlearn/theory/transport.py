@@ -1,4 +1,4 @@
-"""How far two laws are apart of which there are samples: sliced Wasserstein distance, and total variation from below."""
+"""How far apart two laws are, by samples: sliced Wasserstein distance, and total variation from below."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def variation(one: NDArray[np.float64], other: NDArray[np.float64], seed: int) -
     found = [_told_apart(model, features, label, pair, seed) for model in (linear, forest)]
     best = max(found, key=lambda leads: float(leads.mean()))
     error = float(best.std(ddof=1) / math.sqrt(len(best)))
-    return Variation(max(0.0, float(best.mean())), error, *(float(leads.mean()) for leads in found), len(one))
+    logistic, forests = (float(leads.mean()) for leads in found)
+    return Variation(max(0.0, logistic, forests), error, logistic, forests, len(one))
 
 
 def _principal(points: NDArray[np.float64]) -> NDArray[np.float64]:
