@@ -209,7 +209,7 @@ def test_nine_spikes_are_counted_and_freed_of_their_bias() -> None:
     assert ratios == pytest.approx(expected, rel=2e-3)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.sampled_from([(60, 30), (30, 60), (40, 40)]), st.floats(0, 3), st.floats(-6, 6), st.integers(0, 2**31))
 def test_what_is_found_is_a_law_with_the_samples_mean_whatever_the_unit(
     sizes: tuple[int, int], decay: float, unit: float, seed: int
