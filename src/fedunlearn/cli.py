@@ -10,7 +10,6 @@ from fedunlearn.commands.advice import list_methods, recommend_methods
 from fedunlearn.commands.audits import audit_run
 from fedunlearn.commands.checkpoints import negate_checkpoint, show_layers
 from fedunlearn.commands.reproduction import reproduce_artefact
-from fedunlearn.commands.theory import theory
 from fedunlearn.commands.runs import (
     compare_runs,
     export_run,
@@ -19,6 +18,7 @@ from fedunlearn.commands.runs import (
     run_experiment,
     tune_method,
 )
+from fedunlearn.commands.theory import theory
 
 __all__ = ["app", "main"]
 

@@ -353,7 +353,9 @@ def print_section(section: Section) -> None:
     """What a diagnosis of the theory found."""
     out = console()
     out.print(section.title, style="bold")
-    table = Table(*("\n".join(filter(None, head)) for head in section.heads), header_style="bold", box=None, pad_edge=False)
+    table = Table(
+        *("\n".join(filter(None, head)) for head in section.heads), header_style="bold", box=None, pad_edge=False
+    )
     for row in section.rows:
         table.add_row(*row)
     out.print(table)

@@ -16,15 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 from fedunlearn.atomic import FileError, read_json, write_json
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.layers import plan
+from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD
 from fedunlearn.subject import FIRST, LAST, Subject, subjects
 from fedunlearn.theory.activations import Similarity, compare
 from fedunlearn.theory.bound import Bound, bound_along
-from fedunlearn.theory.losses import double_backward
 from fedunlearn.theory.gradient_spectrum import GradientSpectrum, gradient_spectrum
 from fedunlearn.theory.grafting import LayerGap, graft, graftable, layer_gaps, negation_gaps
 from fedunlearn.theory.jacobian import JacobianControl, jacobian_control
+from fedunlearn.theory.losses import double_backward
 from fedunlearn.weights import Weights
 
 __all__ = [
@@ -105,16 +106,18 @@ def read_found(path: Path, kind: type[T]) -> Found[T]:
     return dataclasses.replace(said, results=results)
 
 
-def averaged(results: Sequence[Any]) -> Any:
+def averaged(results: Sequence[T]) -> T:
     """The mean of results that are built alike: of every number in them; all else is the first one's.
 
     Raises:
         ValueError: they are not built alike.
     """
-    first = results[0]
+    first: Any = results[0]
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         fields = (field.name for field in dataclasses.fields(first))
-        return dataclasses.replace(first, **{name: averaged([getattr(one, name) for one in results]) for name in fields})
+        return dataclasses.replace(
+            first, **{name: averaged([getattr(one, name) for one in results]) for name in fields}
+        )
     if isinstance(first, Mapping):
         if any(one.keys() != first.keys() for one in results):
             raise ValueError("the seeds' results differ in what they are of: look at each seed by itself, with --seed")
@@ -138,8 +141,8 @@ class Similarities:
 def similarities(subject: Subject) -> Similarities:
     """The models of Figures 3 and 7, on test samples, in eval mode: BatchNorm has each model's own running statistics.
 
-    Of each method what its unlearning step left (where that is not the model before the request) and what it ended with;
-    and two networks with all layers drawn anew but the negated one, which is as it was, or negated.
+    Of each method what its unlearning step left (where that is not the model before the request) and what it ended
+    with; and two networks with all layers drawn anew but the negated one, which is as it was, or negated.
     """
     original = subject.network(subject.original)
     shown = {
@@ -166,40 +169,39 @@ class Gaps:
 
 
 def gaps(subject: Subject) -> Gaps:
-    """Each layer of the retrained model in the original and the other way round, and each layer negated; on what stays."""
+    """Each layer of the retrained model in the original, and the other way round; each layer negated; on what stays."""
     network, (x, y) = subject.network(subject.original), subject.retained
     models = {"Original": subject.original, REFERENCE: subject.models[REFERENCE, LAST]}
     return Gaps((*layer_gaps(network, models, x, y), *negation_gaps(network, subject.original, x, y)))
 
 
-@dataclass(frozen=True)
-class Controls:
-    """Jacobian control of each method that negates, by label (Theorems 3 and 6)."""
+def control(subject: Subject, layers: tuple[str, ...] = ()) -> JacobianControl:
+    """Before and after the negation of layers, on what stays (Theorems 3 and 6).
 
-    methods: Mapping[str, JacobianControl]
+    Args:
+        subject: of the run.
+        layers: to negate; none: those that the first method which negates does.
 
-
-def controls(subject: Subject) -> Controls:
-    """Before and after the negation of each method that negates, on what stays."""
+    Raises:
+        ValueError: no method negates, and no layer is named.
+    """
     network, (x, y) = subject.network(subject.original), subject.retained
-    found = {
-        label: jacobian_control(
-            network,
-            method.layers,
-            x[:_JACOBIANS],
-            y[:_JACOBIANS],
-            seed=subject.seed,
-            include_bias=method.include_bias,
-            batchnorm="leave" if method.batchnorm == "leave" else "negate_mean",
-        )
-        for label, method in subject.negating.items()
-    }
-    if not found:
-        raise ValueError("no method of this run negates a layer: run it with NoT among its methods")
-    return Controls(found)
+    method = NoT(layers=layers) if layers else next(iter(subject.negating.values()), None)
+    if method is None:
+        raise ValueError("no method of this run negates a layer: name some with --layer")
+    return jacobian_control(
+        network,
+        method.layers,
+        x[:_JACOBIANS],
+        y[:_JACOBIANS],
+        seed=subject.seed,
+        include_bias=method.include_bias,
+        batchnorm="leave" if method.batchnorm == "leave" else "negate_mean",
+    )
 
 
-_JACOBIANS = 300  # samples, each of which takes as many passes as the network has outputs
+_JACOBIANS = 300
+"""Samples, each of which takes as many passes as the network has outputs."""
 
 
 @dataclass(frozen=True)
@@ -238,8 +240,6 @@ _FEW_BATCHES, _MANY_BATCHES = 128, 2048
 
 _SUBSETS = 20
 """Of coordinates. The paper has 100; a curve over 20 of them differs by less than the 10 % and 90 % quantiles do."""
-
-
 
 
 @dataclass(frozen=True)
@@ -346,12 +346,12 @@ class Diagnosis:
     Attributes:
         name: as the command line has it.
         kind: of its results.
-        of: what it finds of a seed.
+        of: what it finds of a `Subject`, and perhaps of some options.
     """
 
     name: str
     kind: type[Any]
-    of: Callable[[Subject], Any]
+    of: Callable[..., Any]
 
 
 DIAGNOSES: Mapping[str, Diagnosis] = {
@@ -359,7 +359,7 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
     for one in (
         Diagnosis("cka", Similarities, similarities),
         Diagnosis("coadaptation", Gaps, gaps),
-        Diagnosis("jacobian", Controls, controls),
+        Diagnosis("jacobian", JacobianControl, control),
         Diagnosis("spectrum", Spectra, spectra),
         Diagnosis("bound", Bounds, bounds),
     )
@@ -374,6 +374,7 @@ def diagnose(
     most: int = 2000,
     data_dir: Path | None = None,
     command: str = "",
+    **options: Any,
 ) -> Generator[int, None, Found[Any]]:
     """Look at a run, seed by seed; each seed after it was looked at.
 
@@ -381,6 +382,7 @@ def diagnose(
         name: of the diagnosis.
         run, seeds, most, data_dir: see `fedunlearn.subject.subjects`.
         command: that asked for it.
+        **options: of this diagnosis.
 
     Returns:
         What was found.
@@ -393,7 +395,7 @@ def diagnose(
     results: list[Any] = []
     about = ""
     for subject in subjects(run, most=most, seeds=seeds, data_dir=data_dir):
-        results.append(DIAGNOSES[name].of(subject))
+        results.append(DIAGNOSES[name].of(subject, **options))
         done.append(subject.seed)
         about = subject.plan.title
         yield subject.seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,17 +20,30 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", auto
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", help="Of the run; may be given several times. Else all that are complete.")
 ]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layer", metavar="NAME", help="To negate; may be given several times. Else what NoT negates there."),
+]
 Most = Annotated[int, typer.Option("--samples", help="That are looked at: training, test and forgotten, each.", min=50)]
 
 
-def _diagnose(name: str, run: Path, seeds: list[int] | None, most: int, data_dir: Path | None, as_json: bool) -> None:
+def _diagnose(
+    name: str,
+    run: Path,
+    seeds: list[int] | None,
+    most: int,
+    data_dir: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     from fedunlearn.console import print_section
     from fedunlearn.diagnoses import FOLDER, diagnose
     from fedunlearn.report.page import publish
     from fedunlearn.report.report import assemble
     from fedunlearn.report.theory.page import publish_found, section_of
 
-    steps = diagnose(name, run, seeds=tuple(seeds or ()), most=most, data_dir=data_dir, command=command_line())
+    where = {"seeds": tuple(seeds or ()), "most": most, "data_dir": data_dir}
+    steps = diagnose(name, run, **where, command=command_line(), **options)
     found = watch(steps, 0, run, lambda seed: (f"seed {seed}, {name}", "", 1))
     page = publish_found(found, run)
     publish([assemble(run)], run)  # whose page links to the theory's from now on
@@ -56,9 +69,16 @@ def coadaptation(
 
 
 @theory.command("jacobian")
-def jacobian(run: Run, seeds: Seeds = None, most: Most = 2000, data_dir: DataDir = None, as_json: Json = False) -> None:
+def jacobian(
+    run: Run,
+    layer: Layers = None,
+    seeds: Seeds = None,
+    most: Most = 2000,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
     """Whether Jacobians keep their law under negation, and gradients their size (Theorems 3 and 6)."""
-    _diagnose("jacobian", run, seeds, most, data_dir, as_json)
+    _diagnose("jacobian", run, seeds, most, data_dir, as_json, layers=tuple(layer or ()))
 
 
 @theory.command("spectrum")

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedunlearn.diagnoses import FOLDER, Bounds, Controls, Found, Gaps, Similarities, Spectra, read_found
+from fedunlearn.diagnoses import FOLDER, Bounds, Found, Gaps, Similarities, Spectra, read_found
 from fedunlearn.report.rendering import REPORT, THEORY, render, write, write_pictures
 from fedunlearn.report.theory import bound, cka, coadaptation, jacobian, spectrum
 from fedunlearn.report.theory.section import Section
+from fedunlearn.theory.jacobian import JacobianControl
 
 __all__ = ["publish_found", "section_of"]
 
@@ -22,7 +23,7 @@ def _cka(found: Similarities) -> Section:
 SECTIONS: Mapping[str, tuple[type[Any], Callable[[Any], Section]]] = {
     "cka": (Similarities, _cka),
     "coadaptation": (Gaps, lambda found: coadaptation.section(found.gaps)),
-    "jacobian": (Controls, lambda found: jacobian.section(found.methods)),
+    "jacobian": (JacobianControl, jacobian.section),
     "spectrum": (Spectra, lambda found: spectrum.section(found.methods)),
     "bound": (Bounds, lambda found: bound.section(found.bounds, found.measured)),
 }
