@@ -213,7 +213,7 @@ def branches(*layers: str) -> JacobianControl:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Branches()
-    return jacobian_control(model, layers, *samples(40), seed=0, order=before)
+    return jacobian_control(model, layers, *samples(24), seed=0, order=before)
 
 
 def test_places_are_read_off_the_order() -> None:
@@ -329,8 +329,8 @@ def test_attention_and_batch_normalisation_can_be_differentiated() -> None:
     exact = torch.cat(
         [jacobian(model.eval(), f"attention.{part}", samples(4)[0]) for part in ("in_proj_weight", "in_proj_bias")], 1
     )
-    sketches = [np.square(jacobian_sketches(model, samples(4)[0], seed=s)["attention"]).sum() for s in range(30)]
-    assert np.mean(sketches) == pytest.approx(float(exact.square().sum()), rel=0.2)
+    sketches = [np.square(jacobian_sketches(model, samples(4)[0], seed=s)["attention"]).sum() for s in range(16)]
+    assert np.mean(sketches) == pytest.approx(float(exact.square().sum()), rel=0.25)
 
 
 def test_the_model_is_left_as_it_was_and_the_same_seed_says_the_same() -> None:
