@@ -232,7 +232,8 @@ def _combinations(classes: int, seed: int) -> Tensor:
     if classes <= _OUTPUTS:
         return torch.eye(classes, dtype=torch.float64)
     drawn = torch.randn(classes, _OUTPUTS, generator=generator("outputs", seed), dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q.T
+    orthonormal: Tensor = torch.linalg.qr(drawn).Q
+    return orthonormal.T
 
 
 def _compare(

@@ -11,8 +11,6 @@ from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 __all__ = ["Variation", "permutation_p", "sliced", "sliced_wasserstein", "variation"]
@@ -20,7 +18,8 @@ __all__ = ["Variation", "permutation_p", "sliced", "sliced_wasserstein", "variat
 _FEATURES = 32  # principal coordinates that a classifier has
 _FOLDS = 5
 _PERMUTATIONS = 199
-_TREES, _LEAF = 50, 5
+_TREES, _LEAF = 30, 5
+_TINY = 1e-300  # outputs that are all zero have no size
 
 
 def sliced(points: NDArray[np.float64], slices: int, seed: int) -> NDArray[np.float64]:
@@ -111,7 +110,7 @@ def variation(one: NDArray[np.float64], other: NDArray[np.float64], seed: int) -
     features = _principal(np.concatenate([one, other]))
     label, pair = np.repeat([0, 1], len(one)), np.tile(np.arange(len(one)), 2)
     forest = RandomForestClassifier(_TREES, min_samples_leaf=_LEAF, random_state=seed % 2**32, n_jobs=1)
-    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    linear = LogisticRegression(max_iter=1000)
     found = [_told_apart(model, features, label, pair, seed) for model in (linear, forest)]
     best = max(found, key=lambda leads: float(leads.mean()))
     error = float(best.std(ddof=1) / math.sqrt(len(best)))
@@ -120,12 +119,16 @@ def variation(one: NDArray[np.float64], other: NDArray[np.float64], seed: int) -
 
 
 def _principal(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Principal coordinates about 0, the centre of Y and -Y together."""
+    """Principal coordinates about 0, the centre of Y and -Y together; the first has size 1.
+
+    They keep their proportions: standardised one by one, the last would be noise as large as the first.
+    """
     if not np.isfinite(points).all():
         raise ValueError("the layer's outputs are not finite numbers: the model has diverged")
     values, vectors = np.linalg.eigh(points @ points.T)
     kept = np.argsort(values)[::-1][: min(_FEATURES, points.shape[1])]
-    coordinates: NDArray[np.float64] = vectors[:, kept] * np.sqrt(np.maximum(values[kept], 0.0))
+    proportions = np.sqrt(np.maximum(values[kept], 0.0) / max(float(values[kept[0]]), _TINY))
+    coordinates: NDArray[np.float64] = vectors[:, kept] * proportions * math.sqrt(len(points))
     return coordinates
 
 
