@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.report.drawing import LIGHT, Picture, axes_for, put_legend
 from fedunlearn.report.figures import looks
@@ -107,7 +108,7 @@ def _row(name: str, one: GradientSpectrum, reference: GradientSpectrum | None) -
 
 
 def _picture(spectra: Mapping[str, GradientSpectrum]) -> Picture:
-    drawn, said = looks(list(spectra)), []
+    drawn, said = looks([name for name in spectra if name != ORIGINAL]), []
     with axes_for("Spectral content", "dimensions, %", "variance of gradients, %", legend=list(spectra)) as (
         figure,
         axes,
