@@ -22,7 +22,7 @@ def test_a_covered_layer_and_its_activation() -> None:
     assert len(row) == len(shown.heads)
     assert row[:6] == ("0", "no", "sigmoid: sigmoid-like", "2", "yes", "yes")
     (picture,) = shown.pictures
-    assert picture.name == "theory-optimality-sigmoid"
+    assert picture.name == "theory-optimality-1-sigmoid"
     assert "psi(x) from 0.018 to 0.982" in picture.alt
     assert "sum from 1 to 1" in picture.alt
     assert "difference from -0.964 to 0.964" in picture.alt
@@ -53,3 +53,14 @@ def test_an_activation_without_a_relation_is_drawn_and_called_so() -> None:
     (picture,) = shown.pictures
     assert "sum from 0 to 4" in picture.alt
     assert "difference from -4 to 4; no relation" in picture.alt
+    assert "straight line 1 x" in picture.caption
+
+
+def test_behind_a_sigmoid_the_mirror_image_is_another() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Tanh(), nn.Linear(6, 3))
+    shown = section(conditions(model, "0", torch.randn(2, 4)))
+    assert shown.rows[0][2] == "sigmoid: sigmoid-like, tanh: none"
+    assert [picture.name for picture in shown.pictures] == ["theory-optimality-1-sigmoid", "theory-optimality-2-tanh"]
+    assert "no relation a psi(x) + b psi(1 - x) = c" in shown.pictures[1].alt
+    assert "on [-3.5, 4.5]" in shown.pictures[1].alt
+    assert "straight" not in shown.pictures[1].caption

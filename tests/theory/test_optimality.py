@@ -180,6 +180,27 @@ def test_attention_is_preserved_and_the_paper_s_small_network_unknown() -> None:
     assert conditions(LayerNormCNN(10), FIRST, torch.randn(2, 1, 28, 28)).preserved is None
 
 
+def test_recurrent_and_computed_layers_are_told_and_not_followed() -> None:
+    """The gates of an LSTM do not turn with its parameters, and two factors of a weight turn it back."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.cell(x)[0])
+            return y
+
+    recurrent = conditions(Recurrent(), FIRST, torch.randn(2, 3, 4))
+    assert recurrent.preserved is None
+    assert "does not turn" in recurrent.reasons[0]
+    weighted = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2))
+    computed = conditions(weighted, FIRST, torch.randn(2, 4))
+    assert (computed.covered_by_theorem, computed.preserved) == (False, None)
+    assert "computed from others" in computed.reasons[0]
+
+
 def test_the_network_is_left_alone_and_the_result_is_plain() -> None:
     model, x = stack(nn.Tanh())
     before = Weights.of(model)

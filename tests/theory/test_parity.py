@@ -143,6 +143,7 @@ def test_a_shifted_argument_has_its_own_relation() -> None:
     moved = parity(lambda x: 2 * x + 3, 1.0)  # 2x + 3 + 2(1 - x) + 3
     assert moved is not None
     assert moved.c == pytest.approx(8)
+    assert moved.formula == "psi(x) + psi(1 - x) = 8"
 
 
 @pytest.mark.parametrize("psi", [nn.LayerNorm(7), lambda x: x.sum(), lambda x: x.reshape(2, -1)])

@@ -104,13 +104,12 @@ def conditions(model: nn.Module, layers: Selection, example: Tensor | tuple[obje
     graph = graph_of(model, example)
     poset = LayerPoset(graph, tuple(layers_of(model)))
     chosen = poset.select(layers)
-    weights = {node.layer: node.weights[0] for node in graph.nodes if node.layer}
     maximal = tuple(layer for layer in chosen if layer in poset.maximal)
     found = []
     for layer in chosen:
         followed = reflection(model, graph, layer)
         known = followed.restored and not followed.products and all(end.kind == "affine" for end in followed.ends)
-        symmetry = () if known else sign_symmetry(model, weights[layer], example) or ()
+        symmetry = () if known else sign_symmetry(model, layer, example) or ()
         found.append(_layer_conditions(followed, layer in maximal, symmetry))
     comparable = tuple(
         (a, b) if poset.less(a, b) else (b, a)

@@ -32,6 +32,7 @@ class Parity:
         kind: ``odd`` (a = b, c = 0), ``sigmoid-like`` (a = b, c != 0: odd about the height c / 2), or ``even`` (a = -b,
             c = 0; constants too).
         a, b, c: of the relation.
+        shift: 0; or the relation is that of psi(x) to psi(shift - x), and zero is shift / 2.
         error: root mean square of what is left of the relation, as a share of psi's own variation; the largest over
             the intervals that were looked at.
         at_zero: whether the relation holds at x = 0 too. The paper's step, 1 where x > 0, obeys it everywhere else:
@@ -42,13 +43,15 @@ class Parity:
     a: float
     b: float
     c: float
+    shift: float
     error: float
     at_zero: bool
 
     @property
     def formula(self) -> str:
         """The relation as it is written."""
-        return f"psi(x) {'+' if self.b > 0 else '-'} psi(-x) = {self.c:.6g}"
+        mirrored = f"psi({self.shift:g} - x)" if self.shift else "psi(-x)"
+        return f"psi(x) {'+' if self.b > 0 else '-'} {mirrored} = {self.c:.6g}"
 
 
 def parity(psi: Callable[[Tensor], Tensor], shift: float = 0.0) -> Parity | None:
@@ -92,11 +95,11 @@ def parity(psi: Callable[[Tensor], Tensor], shift: float = 0.0) -> Parity | None
         return None
     zero = float(_values(psi, positive.new_tensor([shift / 2]))[0])
     if kind == "even":
-        return Parity("even", 1.0, -1.0, 0.0, error, at_zero=True)
+        return Parity("even", 1.0, -1.0, 0.0, shift, error, at_zero=True)
     # A sum that is zero but for rounding is none.
     c = 0.0 if abs(total) <= _TOLERANCE * _rms(torch.cat([p[finite], q[finite]])) else total
     odd = abs(2 * zero - c) <= _TOLERANCE * max(1.0, abs(c))
-    return Parity("sigmoid-like" if c else "odd", 1.0, 1.0, c, error, odd)
+    return Parity("sigmoid-like" if c else "odd", 1.0, 1.0, c, shift, error, odd)
 
 
 def skip(psi: Callable[[Tensor], Tensor]) -> float | None:

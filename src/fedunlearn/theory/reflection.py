@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedunlearn.theory.graph import Graph, Node
-from fedunlearn.theory.parity import Parity, parity
+from fedunlearn.theory.parity import Parity, parity, skip
 from fedunlearn.weights import unwrap
 
 __all__ = ["Activation", "End", "Reflection", "reflection"]
@@ -29,6 +29,7 @@ _CARRIES = frozenset(
 _AFFINE = frozenset({"linear", "conv1d", "conv2d", "conv3d"} | {f"conv_transpose{d}d" for d in (1, 2, 3)})
 _NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
 _PRODUCTS = frozenset({"mul", "div", "matmul", "bmm", "mm"})
+_RECURRENT = frozenset({f"{kind}{cell}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")})
 _UNTAGGED = frozenset({"hardswish", "log_sigmoid", "rsub"})
 """Pointwise operations that torch does not say to be so."""
 
@@ -39,15 +40,21 @@ class Activation:
 
     Attributes:
         op: its name in torch's schema.
-        parity: its relation to its mirror image; None: it has none.
-        x: points in [-4, 4], symmetric about 0.
-        psi: its values there.
+        shift: its argument x became shift - x: 0, but behind a sigmoid-like function.
+        parity: its relation to its mirror image psi(shift - x); None: it has none.
+        skip: of an activation without a relation, and with shift 0, the k of psi(x) - psi(-x) = k x
+            (`fedunlearn.theory.parity.skip`); None: there is none.
+        x: points within 4 of shift / 2, symmetric about it.
+        psi, mirrored: the values of psi(x) and psi(shift - x) there.
     """
 
     op: str
+    shift: float
     parity: Parity | None
+    skip: float | None
     x: tuple[float, ...]
     psi: tuple[float, ...]
+    mirrored: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -112,13 +119,11 @@ def reflection(model: nn.Module, graph: Graph, layer: str) -> Reflection:
         layer: as the graph names it, or its weight.
 
     Raises:
-        ValueError: the graph has no such layer, or its weight is computed from others.
+        ValueError: the graph has no such layer.
     """
     own = [node for node in graph.nodes if node.layer and (node.layer == layer or layer in node.weights)]
     if not own:
         raise ValueError(f"the network's graph has no layer {layer}: name one of {', '.join(graph.layers[:5])}, ...")
-    if any(not set(node.weights) <= set(node.tensors.values()) for node in own):
-        raise ValueError(f"the weight of {layer} is computed from others: remove the parametrization first")
     return _Walk(unwrap(model), graph, own[0].layer, own).result()
 
 
@@ -133,7 +138,7 @@ class _Walk:
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         self.graph, self.layer = graph, layer
         self.own = tuple(dict.fromkeys(name for node in own for name in node.parameters))
-        self.shifts: dict[int, float] = {node.index: 0.0 for node in own}  # u became shift - u
+        self.shifts: dict[int, float] = {}  # u became shift - u
         self.lost: set[int] = set()
         self.ends: dict[int, End] = {}
         self.activations: dict[tuple[str, float, str], Activation] = {}
@@ -141,8 +146,14 @@ class _Walk:
         self.stuck: list[str] = []
         for node in graph.nodes:
             if node in own:
-                if any(source in self.shifts or source in self.lost for source in node.inputs):
+                if node.op in _RECURRENT:
+                    self._stop(node, f"the output of {layer} ({node.op}) does not turn when all its parameters do")
+                elif len(node.weights) > 1 or not set(node.weights) <= set(node.tensors.values()):
+                    self._stop(node, f"the weight of {layer} is computed from others: remove the parametrization first")
+                elif any(source in self.shifts or source in self.lost for source in node.inputs):
                     self._stop(node, f"{layer} reads its own output, and is negated already")
+                else:
+                    self.shifts[node.index] = 0.0
             elif self.lost.isdisjoint(node.inputs):
                 self._meet(node)
             else:
@@ -211,13 +222,15 @@ class _Walk:
             raise _Stuck(f"nothing is known of what {node.op} makes of the other sign") from None
         # Sums and products with numbers are affine, no activation that anybody would look for.
         if node.op not in ("add", "sub", "rsub", "mul", "div", "neg"):
-            x = torch.linspace(-4, 4, 81, dtype=torch.float64)
+            x = shift / 2 + torch.linspace(-4, 4, 81, dtype=torch.float64)
             with torch.no_grad():
-                values = psi(x.clone()).double()
-            shown = Activation(node.op, found, tuple(x.tolist()), tuple(values.tolist()))
+                values = tuple(psi(x.clone()).double().tolist())
+            straight = skip(psi) if found is None and not shift else None
+            shown = Activation(node.op, shift, found, straight, tuple(x.tolist()), values, values[::-1])
             self.activations.setdefault((node.op, shift, repr(sorted(node.arguments.items()))), shown)
         if found is None:
-            raise _Stuck(f"{node.op} has no relation a psi(x) + b psi({shift:g} - x) = c".replace("0 - x", "-x"))
+            argument = f"{shift:g} - x" if shift else "-x"
+            raise _Stuck(f"{node.op} has no relation a psi(x) + b psi({argument}) = c")
         return None if found.kind == "even" else found.c
 
     def _sum(self, node: Node, turned: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from torchvision.models.vision_transformer import EncoderBlock, VisionTransforme
 
 from fedunlearn.flow import trace
 from fedunlearn.kinds import has_running_mean, is_normalisation
-from fedunlearn.names import LayerError
+from fedunlearn.names import LayerError, bias_of
 
 __all__ = ["residual_stream", "sign_difference", "sign_symmetry"]
 
@@ -47,16 +47,15 @@ def sign_symmetry(model: nn.Module, layer: str, example: object) -> tuple[str, .
     Raises:
         LayerError: there is no such layer.
     """
-    module = layer.removesuffix(".in_proj_weight").removesuffix(".weight")
-    try:
-        own = model.get_submodule(module)
-    except AttributeError as error:
-        raise LayerError(f"the network has no layer {layer}: name a module of it") from error
-    prefix = f"{module}." if module else ""
-    projection = layer.endswith(".in_proj_weight")
-    mine = {prefix + name for name in (("in_proj_weight", "in_proj_bias") if projection else ("weight", "bias"))}
-    known = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    for others in _candidates(model, module, own):
+    modules, known = dict(model.named_modules()), set(_order(model))
+    if layer not in known and layer not in modules:
+        raise LayerError(f"the network has no layer {layer}: name a module or a weight of it")
+    weight = layer if layer in known else f"{layer}.weight".removeprefix(".")
+    if weight not in known:  # it is computed from others, whose signs are not its own
+        return None
+    mine = {weight, bias_of(weight) or weight} & known
+    module = weight.rpartition(".")[0]
+    for others in _candidates(model, module, modules[module]):
         together = (mine | set(others)) & known
         if sign_difference(model, tuple(together), example) <= _TOLERANCE:
             return tuple(name for name in _order(model) if name in together - mine)
@@ -106,7 +105,8 @@ def sign_difference(model: nn.Module, negated: Sequence[str], example: object, *
         max |N'(x) - N(x)| / max |N(x)|; 0 where both are zero.
     """
     network = copy.deepcopy(model).double().train(training)
-    inputs = tuple(_double(value) for value in (example if isinstance(example, tuple) else (example,)))
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    inputs = tuple(_double(value, device) for value in (example if isinstance(example, tuple) else (example,)))
     tensors: dict[str, Tensor] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -151,5 +151,7 @@ def _order(model: nn.Module) -> list[str]:
     return [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
 
 
-def _double(value: object) -> object:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _double(value: object, device: torch.device) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, torch.float64) if value.is_floating_point() else value.to(device)

@@ -22,14 +22,14 @@ _HEADS = (
 
 def section(found: Conditions) -> Section:
     """What `fedunlearn.theory.optimality.conditions` found: a verdict a layer, and a picture an activation."""
-    activations = {one.op: one for layer in found.layers for one in layer.activations}
+    activations = {(one.op, one.shift): one for layer in found.layers for one in layer.activations}
     return Section(
         "optimality",
         "Layer-wise optimality (Theorem 7)",
         tuple(_says(found)),
         _HEADS,
         tuple(_row(layer) for layer in found.layers),
-        tuple(_picture(one) for one in activations.values()),
+        tuple(_picture(one, number) for number, one in enumerate(activations.values(), start=1)),
     )
 
 
@@ -58,24 +58,30 @@ def _row(layer: LayerConditions) -> tuple[str, ...]:
     )
 
 
-def _picture(one: Activation) -> Picture:
+def _picture(one: Activation, number: int) -> Picture:
     """The activation, its mirror image, their sum and difference: one of the latter must be flat."""
-    mirrored = one.psi[::-1]
+    pairs = tuple(zip(one.psi, one.mirrored, strict=True))
+    image = f"psi({one.shift:g} - x)" if one.shift else "psi(-x)"
     curves = (
         ("psi(x)", one.psi, "c1", "-"),
-        ("psi(-x)", mirrored, "c2", "-"),
-        ("sum", tuple(p + q for p, q in zip(one.psi, mirrored, strict=True)), "c3", "--"),
-        ("difference", tuple(p - q for p, q in zip(one.psi, mirrored, strict=True)), "c4", ":"),
+        (image, one.mirrored, "c2", "-"),
+        ("sum", tuple(p + q for p, q in pairs), "c3", "--"),
+        ("difference", tuple(p - q for p, q in pairs), "c4", ":"),
     )
     with axes_for(one.op, "x", "", WIDE, legend=[name for name, *_ in curves]) as (figure, axes):
         for name, values, colour, dash in curves:
             axes.plot(one.x, values, color=LIGHT[colour], linestyle=dash, label=name)
         put_legend(figure, axes)
     ranges = [f"{name} from {min(values):.3g} to {max(values):.3g}" for name, values, *_ in curves]
-    relation = one.parity.formula if one.parity else "no relation a psi(x) + b psi(-x) = c"
+    relation = one.parity.formula if one.parity else f"no relation a psi(x) + b {image} = c"
     alt = f"{one.op} on [{one.x[0]:g}, {one.x[-1]:g}]: {', '.join(ranges)}; {relation}."
     caption = (
         f"{one.op}: {relation}. Lemma 8 needs the dashed or the dotted line to be flat: the sum for sigmoid-like and "
         "odd activations, the difference, at zero, for even ones."
     )
-    return Picture(f"theory-optimality-{slug(one.op)}", figure, alt, caption)
+    if one.skip is not None:
+        caption += (
+            f" Here the difference is the straight line {one.skip:.6g} x: a skip connection around the activation "
+            "would make up for the sign, other parameters do not."
+        )
+    return Picture(f"theory-optimality-{number}-{slug(one.op)}", figure, alt, caption)
