@@ -119,7 +119,8 @@ def test_section_4_2_vit_b_16_with_its_constants_as_layers() -> None:
     assert [poset.is_cauchy(chosen) for chosen in ([own], [own, tokens[0]], [own, *tokens])] == [False, False, True]
     assert poset.is_cauchy_by_paths([own, *tokens])
     for token in tokens:
-        assert not (poset.less(own, token) or poset.less(token, own))
+        assert not poset.less(own, token)
+        assert not poset.less(token, own)
     assert poset.select(FIRST) == (own,)
 
 
@@ -157,7 +158,7 @@ class _Residual(nn.Module):
 # Against brute force
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.integers(0, 10_000), st.integers(3, 6), st.data())
 def test_everything_is_what_brute_force_says(seed: int, count: int, data: st.DataObject) -> None:
     poset = LayerPoset.of(RandomDag(seed, count), torch.ones(1, 3))
@@ -194,10 +195,10 @@ def test_everything_is_what_brute_force_says(seed: int, count: int, data: st.Dat
     assert poset.within(tuple(chosen)) == (len(longest), max(map(len, inside)))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.integers(0, 10_000), st.integers(3, 6))
 def test_what_every_path_meets_once_every_maximal_chain_meets_once(seed: int, count: int) -> None:
-    """By paths is the stronger of the two: each maximal chain lies on a path, and a path's layers in a maximal chain."""
+    """By paths is the stronger of the two, for each maximal chain lies on a path."""
     poset = LayerPoset.of(RandomDag(seed, count), torch.ones(1, 3))
     for size in (1, 2, 3):
         for chosen in itertools.combinations(poset.layers, size):

@@ -221,7 +221,7 @@ def _overwrites(graph: fx.Graph) -> bool:
     places = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
+        if schema is None or not schema.is_mutable or (_name(node) == "dropout" and node.args[-1] is False):
             continue
         changed = node.args[0] if node.args else None
         if not isinstance(changed, fx.Node) or _is_view(changed):
