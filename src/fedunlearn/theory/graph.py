@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedunlearn.weights import unwrap
 
-__all__ = ["Graph", "Node", "graph_of"]
+__all__ = ["Graph", "Node", "graph_of", "in_evaluation"]
 
 _MULTIPLIES: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(
@@ -139,7 +139,7 @@ def graph_of(model: nn.Module, example: Tensor | tuple[object, ...], *, constant
     """
     model = unwrap(model)
     arguments = _on_device(model, example if isinstance(example, tuple) else (example,))
-    still = _in_evaluation(model)
+    still = in_evaluation(model)
     with _quietly(), _unfused(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             traced = _exported(still, arguments)
@@ -221,7 +221,7 @@ def _overwrites(graph: fx.Graph) -> bool:
     places = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
+        if schema is None or not schema.is_mutable or (_name(node) == "dropout" and node.args[-1] is False):
             continue
         changed = node.args[0] if node.args else None
         if not isinstance(changed, fx.Node) or _is_view(changed):
@@ -431,7 +431,7 @@ def _on_device(model: nn.Module, arguments: tuple[object, ...]) -> tuple[object,
     return tuple(value.to(device) if isinstance(value, Tensor) else value for value in arguments)
 
 
-def _in_evaluation(model: nn.Module) -> nn.Module:
+def in_evaluation(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that holds the same tensors: modules are copied, memory is not."""
     shared: dict[int, object] = {}
     for module in model.modules():

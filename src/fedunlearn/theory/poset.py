@@ -129,13 +129,7 @@ class LayerPoset:
     @cached_property
     def _covered(self) -> tuple[int, ...]:
         """For each layer, those before it with none between."""
-        found = []
-        for below in self._below:
-            deeper = 0
-            for bit in _members(below):
-                deeper |= self._below[bit]
-            found.append(below & ~deeper)
-        return tuple(found)
+        return tuple(_covers(self._below))
 
     @cached_property
     def _maximal(self) -> int:
@@ -233,6 +227,19 @@ class LayerPoset:
             found |= self._below[bit]
         return self._named(found)
 
+    def within(self, layers: Selection) -> tuple[int, int]:
+        """Lambda and length of the poset that these layers are among themselves."""
+        chosen = self._mask(layers)
+        covered = _covers([below & chosen for below in self._below])
+        members = [bit for bit in self._in_order if chosen >> bit & 1]
+        lower = 0
+        height: dict[int, int] = {}
+        for bit in members:
+            lower |= self._below[bit]
+            height[bit] = 1 + max((height[other] for other in _members(covered[bit])), default=0)
+        found = _hits(members, lambda bit: _members(covered[bit]), lambda bit: True, _members(chosen & ~lower))
+        return found.once + found.more, max(height.values())
+
     def is_antichain(self, layers: Selection) -> bool:
         """Whether no two of these layers are comparable."""
         chosen = self._mask(layers)
@@ -298,6 +305,17 @@ def _members(bits: int) -> Iterator[int]:
         lowest = bits & -bits
         yield lowest.bit_length() - 1
         bits ^= lowest
+
+
+def _covers(below: Sequence[int]) -> list[int]:
+    """Of all those before each, those with none between."""
+    found = []
+    for bits in below:
+        deeper = 0
+        for bit in _members(bits):
+            deeper |= below[bit]
+        found.append(bits & ~deeper)
+    return found
 
 
 def _closed(below: Sequence[int]) -> list[int]:
