@@ -228,6 +228,25 @@ def test_a_normalisation_takes_the_sign_up() -> None:
     assert whole(model, "layer2.0.downsample.0", x.double()) < 1e-12
 
 
+def test_a_normalisation_in_a_network_that_overwrites_its_values_is_known_too() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(self.conv(x)).mean((2, 3))
+            first = h[:, :1]
+            first += 1
+            y: Tensor = self.head(torch.relu(h))
+            return y
+
+    torch.manual_seed(0)
+    model, x = InPlace(), torch.randn(4, 1, 8, 8)
+    model.train()(x)
+    assert whole(model, "conv", x.double()) < 1e-13
+
+
 def test_behind_a_sigmoid_the_running_mean_follows_the_constant() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.Sigmoid(), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))

@@ -216,6 +216,7 @@ def test_the_network_is_left_alone_and_the_result_is_plain() -> None:
 VECTORS = st.lists(st.floats(-3, 3), min_size=3, max_size=3)
 
 
+@settings(max_examples=50)
 @given(VECTORS, st.lists(VECTORS, min_size=1, max_size=3), st.booleans())
 def test_definition_7_against_brute_force(theta: list[float], optima: list[list[float]], free: bool) -> None:
     """The best multiple among many, of each optimal model and, if its sign is free, of its mirror image."""
@@ -321,7 +322,7 @@ def test_erratum_7_equation_72_is_meant_of_models_and_decided_at_optimal_ones() 
     assert found.constants == (math.inf,)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.integers(0, 9), st.integers(0, 9))
 def test_definition_8_the_estimate_grows_with_the_sample(first: int, more: int) -> None:
     _, optimum, _ = optimal_pair()

@@ -27,7 +27,12 @@ _CARRIES = frozenset(
 """Operations in evaluation that make c - f(u) of c - u, where f is what they do: they move elements or average them."""
 
 _AFFINE = frozenset({"linear", "conv1d", "conv2d", "conv3d"} | {f"conv_transpose{d}d" for d in (1, 2, 3)})
-_NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
+_NORMS = frozenset(
+    {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"}
+    | {
+        "_native_batch_norm_legit_no_training"
+    }  # what an export makes of batch_norm where it takes apart what is in place
+)
 _PRODUCTS = frozenset({"mul", "div", "matmul", "bmm", "mm"})
 _RECURRENT = frozenset({f"{kind}{cell}" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")})
 _UNTAGGED = frozenset({"hardswish", "log_sigmoid", "rsub"})
