@@ -1,0 +1,68 @@
+"""Write what the layer posets of torchvision's classification networks are into docs/posets.md.
+
+Run: python docs/draw_posets.py [NETWORK...] (all of them take minutes; nothing is computed, for they lie on the meta
+device)
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+
+from fedunlearn.layers import FIRST
+from fedunlearn.theory.poset import LayerPoset
+
+FILE = Path(__file__).parent / "posets.md"
+HEAD = (
+    "| network | layers | Lambda | length | paths | first layer | Cauchy by order | by paths | seconds |",
+    "|---|---:|---:|---:|---:|---|---|---|---:|",
+)
+SIZES = {"inception_v3": 299}
+
+
+def row(name: str) -> tuple[bool, str]:
+    """Whether a network has a poset, and its line: of the table, or of those that have none."""
+    with torch.device("meta"):
+        more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(name, **more)
+    size, start = SIZES.get(name, 224), time.perf_counter()
+    try:
+        poset = LayerPoset.of(model, torch.zeros(1, 3, size, size))
+    except Exception as error:  # what cannot be drawn is told, whatever the reason
+        return False, f"- {name}: {str(error).splitlines()[0]}"
+    first = poset.verdict(FIRST)
+    said = ["yes" if one else "no" for one in (first.cauchy, first.cauchy_by_paths)]
+    paths = f"{poset.paths:,}" if poset.paths < 10**9 else f"{poset.paths:.2e}"
+    chains = f"{poset.chains:,}" if poset.chains < 10**9 else f"{poset.chains:.2e}"
+    cells = [name, len(poset.layers), chains, poset.length, paths, f"`{first.layers[0]}`", *said]
+    return True, f"| {' | '.join(map(str, cells))} | {time.perf_counter() - start:.1f} |"
+
+
+def table(names: list[str]) -> str:
+    """The table of these networks, and below it those that have none, with the reason."""
+    rows = [row(name) for name in names]
+    lines = [*HEAD, *(line for has, line in rows if has)]
+    without = [line for has, line in rows if not has]
+    return "\n".join([*lines, *(["", "Without a poset:", "", *without] if without else [])])
+
+
+def main(names: list[str]) -> None:
+    """Write the table between the markers of the file."""
+    start = time.perf_counter()
+    written = table(names or torchvision.models.list_models(module=torchvision.models))
+    text, count = re.subn(
+        r"(<!-- posets -->\n).*?(\n<!-- /posets -->)",
+        lambda found: found[1] + written + found[2],
+        FILE.read_text(),
+        flags=re.DOTALL,
+    )
+    assert count == 1, f"{FILE} has lost its markers"
+    FILE.write_text(text)
+    print(f"{FILE}: {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
