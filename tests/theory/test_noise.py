@@ -121,11 +121,11 @@ def test_one_draw_has_no_covariance(estimate: Estimate) -> None:
 @pytest.mark.parametrize("curvature", [double_backward, central_differences])
 @pytest.mark.parametrize("estimate", BOTH)
 def test_three_copies_of_the_parameters_suffice(estimate: Estimate, curvature: Callable[..., float]) -> None:
-    """Two million parameters, of which a layer is a sixteenth; what else is counted are parts of a layer's size."""
+    """Three million parameters, of which a layer is a sixteenth; what else is counted are parts of a layer's size."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(360, 360) for _ in range(16)), nn.Linear(360, 3))
-    samples = torch.randn(4, 360), torch.tensor([0, 1, 2, 0])
+    model = nn.Sequential(*(nn.Linear(440, 440) for _ in range(16)), nn.Linear(440, 3))
+    samples = torch.randn(4, 440), torch.tensor([0, 1, 2, 0])
     size = sum(one.nbytes for one in model.parameters())
     with RecordedMemory() as memory:
         estimate(model, samples, lr=0.1, batch_size=2, draws=2, curvature=curvature)
-    assert 2 * size < memory.peak < 3.2 * size
+    assert 2 * size < memory.peak < 3.25 * size
