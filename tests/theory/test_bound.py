@@ -15,11 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
+from sklearn.datasets import load_digits
 from tanh_network import RecordedMemory, draw, sample_gradients, signature, tiny
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedunlearn.evaluation.flops import SampleFlops
+from fedunlearn.models.cnn import LayerNormCNN
+from fedunlearn.negation import negate
+from fedunlearn.randomness import seeded
 from fedunlearn.theory.bound import (
     Bound,
     bound_along,
@@ -381,3 +385,44 @@ def test_paths_that_are_none() -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             bound_along(path, end, first, RETAINED, FORGOTTEN, lr=0.01, batch_size=60)
+
+
+@pytest.mark.long
+def test_negation_is_promised_to_be_faster_than_natural_forgetting_and_is() -> None:
+    """Digits, of which a hundred with random labels are to be forgotten; LayerNormCNN. A is not negligible here."""
+    generator, digits = torch.Generator().manual_seed(0), load_digits()
+    order = torch.randperm(len(digits.target), generator=generator)[:1000]
+    x = torch.from_numpy(digits.images).float()[order, None] / 16
+    y = torch.from_numpy(digits.target)[order]
+    y[:100] = torch.randint(0, 10, (100,), generator=generator)
+    goes, stays = (x[:100], y[:100]), (x[100:], y[100:])
+
+    def trained(model: nn.Module, samples: tuple[Tensor, Tensor], at: list[int], seed: int) -> list[nn.Module]:
+        draws, optimizer, found = torch.Generator().manual_seed(seed), torch.optim.SGD(model.parameters(), 0.05), []
+        for step in range(at[-1] + 1):
+            if step in at:
+                found.append(copy.deepcopy(model))
+            batch = torch.randint(0, len(samples[1]), (64,), generator=draws)
+            optimizer.zero_grad()
+            cross_entropy(model(samples[0][batch]), samples[1][batch]).backward()
+            optimizer.step()
+        return found
+
+    def fresh(seed: int) -> nn.Module:
+        with seeded(seed):
+            return LayerNormCNN(10, (1, 8, 8), (8, 16), 3)
+
+    (original,) = trained(fresh(0), (x, y), [3000], 0)
+    retrained, best = trained(fresh(1), stays, [1500, 3000], 1)
+    steps = [0, 2, 5, 20, 50, 200, 400]
+    bounds = []
+    for model in (original, negate(copy.deepcopy(original), ["conv1"])):
+        path = zip([0.05 * step for step in steps], trained(copy.deepcopy(model), stays, steps, 2), strict=True)
+        bounds.append(bound_along(path, retrained, best, stays, goes, lr=0.05, batch_size=64, draws=10))
+    natural, negation = bounds
+    assert natural.printed > 50 * negation.printed
+    assert natural.checkpoints[-1].gap < natural.gap_retrained / 4
+    assert negation.checkpoints[-1].gap > negation.gap_retrained * 0.9
+    assert negation.printed < 1
+    assert negation.stochastic > 10 * negation.stochastic_diagonal
+    assert negation.stochastic > negation.loss_drop

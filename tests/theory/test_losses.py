@@ -174,6 +174,8 @@ def test_what_cannot_be_computed_is_said() -> None:
         gradient(model, (x[:0], y[:0]))
     with pytest.raises(ValueError, match=r"the loss of the model is nan"):
         mean_loss(model, (x * torch.nan, y))
+    with pytest.raises(ValueError, match=r"call model.float"):
+        central_differences(tiny().half(), (x.half(), y), zeros(tiny().half()))
     with pytest.raises(ValueError, match=r"requires_grad_"):
         zeros(model.requires_grad_(False))
 

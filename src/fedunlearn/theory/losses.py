@@ -120,18 +120,23 @@ def central_differences(
     """z' H z, see `double_backward`, by the gradients a small step to either side.
 
     For smooth networks, such as a ViT with GELU: in float32 it is right to about three digits. ReLU and max pooling
-    have kinks, where the gradient jumps; those between the two sides count as curvature, however small the step, and
-    make the result useless. `double_backward` does not see them (nor does Theorem 5, whose Ito formula needs a loss
-    with two continuous derivatives).
+    have kinks, where the gradient jumps; those between the two sides count as curvature, and no step that float32
+    allows is too small to have some: the result is useless. `double_backward` does not see them (nor does Theorem 5,
+    whose Ito formula needs a loss with two continuous derivatives).
 
     Args:
         model, samples, batch_size: see `double_backward`.
         direction: z; overwritten, so that only one more copy of the parameters is needed: that of a gradient.
+
+    Raises:
+        ValueError: parameters are neither float32 nor float64.
     """
     values, length = moved(model), square(direction)
+    origins = list(values.values())
+    if not {one.dtype for one in origins} <= _STEP.keys():
+        raise ValueError("half precision has no differences so small: call model.float()")
     if length == 0:
         return 0.0
-    origins = list(values.values())
     step = _STEP[origins[0].dtype] * math.sqrt((square(origins) or 1.0) / length)
     there = dict(zip(values, direction, strict=True))
     for z, origin in zip(direction, origins, strict=True):

@@ -82,7 +82,7 @@ def _sentences(bounds: Mapping[str, Bound], measured: Mapping[str, float], known
     if empty:
         says.append(f"Of {' and '.join(empty)} the corrected bound is 0: noise alone goes far enough to close the gap.")
     share = max((max(one.stochastic, one.stochastic_diagonal) / one.loss_drop, name) for name, one in bounds.items())
-    says.append(f"The term A, which the paper neglects, is at most {share[0]:.2g} of the drop in loss ({share[1]}).")
+    says.append(f"The term A, which the paper neglects, is up to {share[0]:.2g} times the drop in loss ({share[1]}).")
     says.append(
         "These are estimates and certify nothing: the Lipschitz constant is the largest of some gradients, at most the "
         "true one, and one that is too small makes the time too long."
