@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,7 +21,7 @@ from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD
 from fedunlearn.subject import FIRST, LAST, Subject, subjects
 from fedunlearn.theory.activations import Similarity, compare
-from fedunlearn.theory.bound import Bound, bound_along
+from fedunlearn.theory.bound import Bound, bound_along, loss_gap
 from fedunlearn.theory.gradient_spectrum import GradientSpectrum, gradient_spectrum
 from fedunlearn.theory.grafting import LayerGap, graft, graftable, layer_gaps, negation_gaps
 from fedunlearn.theory.jacobian import JacobianControl, jacobian_control
@@ -112,23 +112,25 @@ def averaged(results: Sequence[T]) -> T:
     Raises:
         ValueError: they are not built alike.
     """
-    first: Any = results[0]
+    return cast(T, _averaged(results))
+
+
+def _averaged(results: Sequence[Any]) -> Any:
+    first = results[0]
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        fields = (field.name for field in dataclasses.fields(first))
+        names = [field.name for field in dataclasses.fields(first)]
         return dataclasses.replace(
-            first, **{name: averaged([getattr(one, name) for one in results]) for name in fields}
+            first, **{name: _averaged([getattr(one, name) for one in results]) for name in names}
         )
     if isinstance(first, Mapping):
         if any(one.keys() != first.keys() for one in results):
             raise ValueError("the seeds' results differ in what they are of: look at each seed by itself, with --seed")
-        return {key: averaged([one[key] for one in results]) for key in first}
+        return {key: _averaged([one[key] for one in results]) for key in first}
     if isinstance(first, tuple):
         if any(len(one) != len(first) for one in results):
             raise ValueError("the seeds' results differ in length: look at each seed by itself, with --seed")
-        return tuple(averaged(parts) for parts in zip(*results, strict=True))
-    if isinstance(first, float):
-        return fmean(results)
-    return first
+        return tuple(_averaged(parts) for parts in zip(*results, strict=True))
+    return fmean(results) if isinstance(first, float) and None not in results else first
 
 
 @dataclass(frozen=True)
@@ -276,12 +278,13 @@ def bounds(subject: Subject) -> Bounds:
     clients = len(_stay(subject))
     steps = fmean(-(-n // training.batch_size) for n in _stay(subject)) * training.epochs  # of a round
     retrained, best = subject.models[REFERENCE, LAST], longest(subject)
+    target = _gap(subject, retrained)
     found: dict[str, Bound] = {}
     measured: dict[str, float | None] = {}
     for label in subject.labels:
         if label == REFERENCE:
             continue
-        path = _doubling(subject.path(label))
+        path = list(_until_reached(_doubling(subject.path(label)), subject, target))
         found[label] = bound_along(
             ((rounds * steps * rate, subject.network(weights)) for rounds, weights in path),
             subject.network(retrained),
@@ -306,6 +309,26 @@ def longest(subject: Subject) -> Weights:
     rounds = subject.plan.training.rounds
     *_, last = islice(Retrain().recover(task, subject.models[REFERENCE, LAST], rounds), rounds)
     return last.after
+
+
+def _until_reached(
+    path: Sequence[tuple[int, Weights]], subject: Subject, target: float
+) -> Iterator[tuple[int, Weights]]:
+    """A path up to the model whose gap first is as far from the first one's as ``target`` is; else all of it.
+
+    The terms of noise are integrals to the moment of unlearning.
+    """
+    start = None
+    for rounds, weights in path:
+        yield rounds, weights
+        gap = _gap(subject, weights)
+        start = gap if start is None else start
+        if (gap - start) * (target - start) >= (target - start) ** 2:
+            return
+
+
+def _gap(subject: Subject, weights: Weights) -> float:
+    return loss_gap(subject.network(weights), subject.retained, subject.forgotten)
 
 
 def reached(bound: Bound) -> float | None:

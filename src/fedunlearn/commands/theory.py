@@ -42,8 +42,8 @@ def _diagnose(
     from fedunlearn.report.report import assemble
     from fedunlearn.report.theory.page import publish_found, section_of
 
-    where = {"seeds": tuple(seeds or ()), "most": most, "data_dir": data_dir}
-    steps = diagnose(name, run, **where, command=command_line(), **options)
+    chosen, command = tuple(seeds or ()), command_line()
+    steps = diagnose(name, run, seeds=chosen, most=most, data_dir=data_dir, command=command, **options)
     found = watch(steps, 0, run, lambda seed: (f"seed {seed}, {name}", "", 1))
     page = publish_found(found, run)
     publish([assemble(run)], run)  # whose page links to the theory's from now on
