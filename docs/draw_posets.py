@@ -7,10 +7,13 @@ device)
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torchvision
+from torch import nn
 
 from fedunlearn.layers import FIRST
 from fedunlearn.theory.poset import LayerPoset
@@ -23,11 +26,26 @@ HEAD = (
 SIZES = {"inception_v3": 299}
 
 
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Parameters are made on the meta device; the rest is not, since RegNets compute their widths with tensors."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, None if parameter is None else nn.Parameter(parameter.to("meta")))
+
+    nn.Module.register_parameter = register_empty
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
 def row(name: str) -> tuple[bool, str]:
     """Whether a network has a poset, and its line: of the table, or of those that have none."""
-    with torch.device("meta"):
+    with without_memory():
         more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        model = torchvision.models.get_model(name, **more)
+        model = torchvision.models.get_model(name, **more).to("meta")
     size, start = SIZES.get(name, 224), time.perf_counter()
     try:
         poset = LayerPoset.of(model, torch.zeros(1, 3, size, size))
@@ -43,7 +61,10 @@ def row(name: str) -> tuple[bool, str]:
 
 def table(names: list[str]) -> str:
     """The table of these networks, and below it those that have none, with the reason."""
-    rows = [row(name) for name in names]
+    rows = []
+    for name in names:
+        rows.append(row(name))
+        print(rows[-1][1], flush=True)
     lines = [*HEAD, *(line for has, line in rows if has)]
     without = [line for has, line in rows if not has]
     return "\n".join([*lines, *(["", "Without a poset:", "", *without] if without else [])])
@@ -54,8 +75,8 @@ def main(names: list[str]) -> None:
     start = time.perf_counter()
     written = table(names or torchvision.models.list_models(module=torchvision.models))
     text, count = re.subn(
-        r"(<!-- posets -->\n).*?(\n<!-- /posets -->)",
-        lambda found: found[1] + written + found[2],
+        r"(<!-- posets -->\n).*?(<!-- /posets -->)",
+        lambda found: found[1] + written + "\n" + found[2],
         FILE.read_text(),
         flags=re.DOTALL,
     )

@@ -47,7 +47,7 @@ def test_a_value_that_is_read_twice_is_two_paths() -> None:
     assert graph.consumers(0) == (1, 1, 2)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.integers(0, 10_000))
 def test_the_number_of_paths_is_the_number_of_paths(seed: int) -> None:
     graph = graph_of(RandomDag(seed), torch.ones(1, 3))

@@ -158,7 +158,7 @@ class _Residual(nn.Module):
 # Against brute force
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000), st.integers(3, 6), st.data())
 def test_everything_is_what_brute_force_says(seed: int, count: int, data: st.DataObject) -> None:
     poset = LayerPoset.of(RandomDag(seed, count), torch.ones(1, 3))
@@ -195,7 +195,7 @@ def test_everything_is_what_brute_force_says(seed: int, count: int, data: st.Dat
     assert poset.within(tuple(chosen)) == (len(longest), max(map(len, inside)))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000), st.integers(3, 6))
 def test_what_every_path_meets_once_every_maximal_chain_meets_once(seed: int, count: int) -> None:
     """By paths is the stronger of the two, for each maximal chain lies on a path."""
@@ -281,6 +281,9 @@ def test_layers_are_named_as_elsewhere(resnet18: LayerPoset, vit: LayerPoset) ->
             resnet18.select(wrong)
     with pytest.raises(ValueError, match="at least one"):
         resnet18.select([])
+    assert resnet18.less("conv1.weight", "fc")
+    with pytest.raises(ValueError, match="means 2 layers"):
+        resnet18.less("layer1.*.conv2", "fc")
 
 
 def test_a_network_without_layers_is_refused() -> None:

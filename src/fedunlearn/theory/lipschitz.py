@@ -310,7 +310,7 @@ def jacobian_bound(
     """
     _require_radius(radius)
     poset = constants.poset
-    (name,) = poset.select(layer)
+    name = poset.one(layer)
     bound = lipschitz_bound(constants)
     inside = _largest_inputs(model, constants, example, [name], radius)[name]
     return JacobianBound(name, math.log(radius) + bound.printed, _derivative(model, constants, name, inside))
@@ -336,7 +336,7 @@ def wasserstein_constant(
     """
     _require_radius(radius)
     poset = constants.poset
-    (name,), chosen = poset.select(layer), poset.select(negated)
+    name, chosen = poset.one(layer), poset.select(negated)
     if not poset.is_cauchy_by_paths(chosen):
         raise ValueError(
             f"{', '.join(chosen)} is no Cauchy domain by paths: some path goes around it or meets it twice, and "

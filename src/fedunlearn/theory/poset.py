@@ -145,8 +145,7 @@ class LayerPoset:
 
     def less(self, a: str, b: str) -> bool:
         """Whether a < b: a path leads from a to b. Two layers, each named as in `select`."""
-        (first,), (second,) = self.select(a), self.select(b)
-        return bool(self._below[self._bits[second]] >> self._bits[first] & 1)
+        return bool(self._below[self._bits[self.one(b)]] >> self._bits[self.one(a)] & 1)
 
     @cached_property
     def covers(self) -> tuple[tuple[str, str], ...]:
@@ -214,6 +213,13 @@ class LayerPoset:
         if not chosen:
             raise ValueError("no layer is selected: name at least one")
         return tuple(layer for layer in self.layers if layer in chosen)
+
+    def one(self, layer: str) -> str:
+        """The one layer that is meant, named as in `select`; a ValueError if there are several."""
+        chosen = self.select(layer)
+        if len(chosen) > 1:
+            raise ValueError(f"{layer!r} means {len(chosen)} layers, among them {chosen[0]} and {chosen[1]}: name one")
+        return chosen[0]
 
     def above(self, layers: Selection) -> tuple[str, ...]:
         """The layers that come after at least one of these."""
