@@ -147,8 +147,8 @@ class LocalTraining:
         of: which samples; None: all in the view.
         clip: largest Euclidean norm of the gradient; None: unbounded.
         amp: compute in bfloat16 where autocast allows (weights stay as they are).
-        frozen: parameters, by name, of which no bit changes: they get no gradient, and the optimizer, whose weight decay
-            and momentum would move them without one, never sees them. Passes are counted as without.
+        frozen: parameters, by name, of which no bit changes: they get no gradient, and the optimizer, whose weight
+            decay and momentum might move them, never sees them. Passes are counted as if none were.
     """
 
     optimizer: Optimizer = field(default_factory=SGD)

@@ -22,10 +22,10 @@ __all__ = ["Freeze", "NRFreeze", "PFreeze", "RFreeze"]
 class Freeze(Method):
     """A layer that is given and stays as it is, in a network that is new otherwise and trained like Retrain's.
 
-    A layer is optimal if some choice of all others makes the network optimal with it (Definition 2): so it is frozen,
-    the others are drawn anew, BatchNorm's parameters and statistics too, and trained on what stays for as many rounds as
-    the first training had. It is a test of the theory, no way to unlearn: it costs what Retrain costs, and a trained
-    layer has seen what was to be forgotten, whatever the scores say.
+    A layer is optimal if, with it frozen, all others drawn anew can be trained to an optimum (Definition 2). So they
+    are, BatchNorm's parameters and statistics too, on what stays, for as many rounds as the first training had. It is a
+    test of the theory, no way to unlearn: it costs what Retrain costs, and a trained layer has seen what was to be
+    forgotten, whatever the scores say.
 
     The draw of the other layers is one for all three kinds, so that these differ by the frozen layer alone, and another
     than Retrain's. Passes are counted as if nothing were frozen: the operations of the frozen tensors' gradients, which
@@ -82,10 +82,10 @@ class Freeze(Method):
 class NRFreeze(Freeze):
     """Negate a trained layer and freeze it, draw all others anew and train them (supplement 13.7, equation 88).
 
-    If negation preserves layer-wise optimality (Theorem 4), it ends where Retrain ends. That alone says little, since a
-    random layer may do as well: `RFreeze` tells whether the layer matters, `PFreeze` what it is worth with its own sign.
-    Where a BatchNorm reads the layer, whose scale is trained anew, both signs have the same optima exactly, whatever
-    the activation: the test cannot fail for ResNet-18.
+    If negation preserves layer-wise optimality (Theorem 4), it ends where Retrain ends. That alone says little, for a
+    random layer may do as well: `RFreeze` tells whether the layer matters, `PFreeze` what it is worth with its own
+    sign. Where a BatchNorm reads the layer, whose scale is trained anew, the optima of both signs are the same, whatever
+    the activation: for ResNet-18 the test can fail by the start of training alone.
     """
 
     name = "NR-Freeze"

@@ -16,7 +16,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 class PlainCNN(nn.Module):
     """Convolutions that are activated and, the first two, pooled; and a linear head.
 
-    Theorem 7 of the paper speaks of layers whose activation is odd, even or sigmoid-like, and which an affine layer
+    Theorem 7 of the paper is about layers whose activation is odd, even or sigmoid-like, and which an affine layer
     reads. With ``activation="tanh"`` that holds for every convolution here: negate one with its bias, and the next layer
     with the other sign makes up for it exactly, since convolutions, zero padding and pooling by the mean commute with
     the sign. Pooling by the maximum would not (max(-u) is -min(u)), nor would `LayerNormCNN`'s normalisations. With
@@ -32,8 +32,8 @@ class PlainCNN(nn.Module):
         activation: behind every convolution.
 
     Raises:
-        ValueError: ``shape`` is no image's, or one of less than 4x4; ``kernel`` is even; no convolution is asked for, or
-            another activation.
+        ValueError: ``shape`` is no image's, or one of less than 4x4; ``kernel`` is even; no convolution is asked for,
+            or another activation.
     """
 
     def __init__(
