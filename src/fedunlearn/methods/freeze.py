@@ -84,8 +84,8 @@ class NRFreeze(Freeze):
 
     If negation preserves layer-wise optimality (Theorem 4), it ends where Retrain ends. That alone says little, for a
     random layer may do as well: `RFreeze` tells whether the layer matters, `PFreeze` what it is worth with its own
-    sign. Where a BatchNorm reads the layer, whose scale is trained anew, the optima of both signs are the same, whatever
-    the activation: for ResNet-18 the test can fail by the start of training alone.
+    sign. Where a BatchNorm reads the layer, its scale is trained anew, and the optima of both signs are the same,
+    whatever the activation: for ResNet-18 the test can fail by the start of training alone.
     """
 
     name = "NR-Freeze"
