@@ -29,7 +29,7 @@ class Freeze(Method):
 
     The draw of the other layers is one for all three kinds, so that these differ by the frozen layer alone, and another
     than Retrain's. Passes are counted as if nothing were frozen: the operations of the frozen tensors' gradients, which
-    nobody computes, are in the bill.
+    nobody computes, are in the bill: for the first layer 7 % of the small CNN's, 2 % of ResNet-18's.
 
     Attributes:
         layers: what is frozen; the first layer that the input flows through, unless said otherwise.

@@ -19,8 +19,8 @@ class PlainCNN(nn.Module):
     Theorem 7 of the paper is about layers whose activation is odd, even or sigmoid-like, and which an affine layer
     reads. With ``activation="tanh"`` that holds for every convolution here: negate one with its bias, and the next
     layer with the other sign makes up for it exactly, since convolutions, zero padding and pooling by the mean commute
-    with the sign. Pooling by the maximum does not, for max(-u) is -min(u). With ``activation="relu"``, as in the paper's
-    networks, the theorem does not hold.
+    with the sign. Pooling by the maximum does not, for max(-u) is -min(u). With ``activation="relu"``, which the
+    paper's networks have, the theorem does not hold.
 
     Modules are called ``conv1``, ``tanh1`` or ``relu1``, ``pool1``, ``conv2``, ..., ``head``.
 
