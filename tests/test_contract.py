@@ -22,6 +22,7 @@ from fedunlearn.methods.federaser import FedAccum, FedEraser
 from fedunlearn.methods.fedosd import FedOSD
 from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.finetune import FineTune
+from fedunlearn.methods.freeze import NRFreeze, PFreeze, RFreeze
 from fedunlearn.methods.fukd import FUKD
 from fedunlearn.methods.ga import GA
 from fedunlearn.methods.l1_sparse import L1Sparse
@@ -82,6 +83,9 @@ METHODS: list[Method] = [  # a newcomer stands here too
     Perturb(WhiteNoise(), "*"),
     Perturb(RotateOutputs(), recalibrate=True),
     Perturb(PruneAndReinitialise(0.9), "*", include_bias=True),
+    NRFreeze(),
+    PFreeze("head", include_bias=True),
+    RFreeze(),
 ]
 
 

@@ -90,6 +90,51 @@ def test_an_epoch_equals_a_plain_loop_over_the_same_batches() -> None:
 
 
 @pytest.mark.parametrize(
+    "optimizer", [SGD(0.1, 0.9, 0.01), Adam(0.1, weight_decay=0.01)], ids=lambda one: type(one).__name__
+)
+def test_a_frozen_parameter_keeps_its_bits_whatever_decay_and_momentum_and_the_rest_trains_without_it(
+    optimizer: SGD | Adam,
+) -> None:
+    client, start = toy(), Architecture(softmax_regression).fresh(0)
+    reply = run(LocalTraining(optimizer, epochs=2, batch_size=20, clip=0.2, frozen=("weight",)), client, start)
+    assert reply.weights is not None
+    assert torch.equal(reply.weights.parameters["weight"], start.parameters["weight"])
+    net = softmax_regression()
+    start.into(net)
+    alone = optimizer([net.bias], 1.0)  # type: ignore[list-item]
+    x, y = client.samples.inputs(client.indices, None, CPU), client.labels
+    for _ in range(2):
+        alone.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        nn.utils.clip_grad_norm_([net.bias], 0.2)  # type: ignore[list-item]
+        alone.step()
+    assert torch.allclose(reply.weights.parameters["bias"], net.bias, atol=1e-6)  # type: ignore[arg-type]
+    assert not torch.equal(reply.weights.parameters["bias"], start.parameters["bias"])
+    assert (reply.work.forward, reply.work.backward) == (20, 20)
+
+
+def test_a_parameter_that_is_not_there_cannot_be_frozen() -> None:
+    with pytest.raises(ClientError, match="no parameter 'wieght' to freeze: take one of weight, bias"):
+        run(LocalTraining(frozen=("bias", "wieght")), toy(), zeros())
+
+
+def test_tied_weights_are_frozen_under_any_of_their_names() -> None:
+    def tied() -> nn.Module:
+        one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+        two.weight = one.weight
+        return nn.Sequential(one, two)
+
+    architecture = Architecture(tied)
+    start = architecture.fresh(0)
+    for name in ("0.weight", "1.weight"):
+        training = LocalTraining(SGD(0.1), frozen=(name,))
+        reply = execute(training, start, Turn(0, "train", 0), View(), toy(), architecture, CPU)
+        assert reply.weights is not None
+        same = {n: torch.equal(t, start.parameters[n]) for n, t in reply.weights.parameters.items()}
+        assert same == {"0.weight": True, "0.bias": False, "1.bias": False}
+
+
+@pytest.mark.parametrize(
     ("training", "passes"),
     [
         (LocalTraining(batch_size=4), 10),

@@ -74,7 +74,7 @@ class Training:
     """How the federation trains, at first and in recovery.
 
     Attributes:
-        rounds: of the first training, and of Retrain.
+        rounds: of the first training, and of Retrain and others that train from scratch.
         optimizer, schedule, epochs, batch_size, clip: see `fedunlearn.programs.LocalTraining`.
         participation: share of the clients that take part in a round, see `fedunlearn.backends.sampled.Sampled`.
     """
@@ -97,7 +97,8 @@ class Recovery:
     """What follows the unlearning step.
 
     Attributes:
-        rounds: of recovery, the same for every method; Retrain has as many as the first training.
+        rounds: of recovery, the same for every method; where one trains from scratch, as Retrain does, it has as many
+            as the first training.
         evaluate_every: rounds between two scorings; the first state and the last are scored too.
         stop: the rule that needs no Retrain model; what it would have given is reported beside the fixed number
             of rounds and the paper's oracle.
@@ -216,7 +217,7 @@ class Experiment:
 
     def rounds(self, method: Method) -> int:
         """How many rounds follow a method's unlearning step."""
-        return self.training.rounds if type(method) is Retrain else self.recovery.rounds
+        return self.training.rounds if method.from_scratch else self.recovery.rounds
 
     @property
     def total_rounds(self) -> int:

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fedunlearn.federation import Batch, Choose, ClientContext, Loss, Part, Reply
 from fedunlearn.samples import batch_count
-from fedunlearn.weights import Weights
+from fedunlearn.weights import Weights, unwrap
 
 __all__ = [
     "SGD",
@@ -147,6 +147,8 @@ class LocalTraining:
         of: which samples; None: all in the view.
         clip: largest Euclidean norm of the gradient; None: unbounded.
         amp: compute in bfloat16 where autocast allows (weights stay as they are).
+        frozen: parameters, by name, of which no bit changes: they get no gradient, and the optimizer, whose weight
+            decay and momentum might move them, never sees them. Passes are counted as if none were.
     """
 
     optimizer: Optimizer = field(default_factory=SGD)
@@ -158,6 +160,7 @@ class LocalTraining:
     of: Choose | None = None
     clip: float | None = None
     amp: Literal["bfloat16"] | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or (self.batches is not None and self.batches < 0) or self.batch_size < 1:
@@ -172,10 +175,11 @@ class LocalTraining:
 
         Raises:
             Diverged: the loss is not finite.
+            ValueError: the network has no such parameter to freeze.
         """
         model = context.model.train()
         cost_of = self.loss(context)
-        optimizer = self.optimizer(model.parameters(), self.schedule(context.turn.number))
+        optimizer = self.optimizer(self._trained(model), self.schedule(context.turn.number))
         total, steps = torch.zeros((), device=context.device), 0
         for batch in self._batches(context):
             optimizer.zero_grad()
@@ -216,6 +220,14 @@ class LocalTraining:
     def _batches(self, context: ClientContext) -> Iterator[Batch]:
         wanted = self._wanted(batch_count(context.samples(self.of), self.batch_size))
         return islice(endless(context, self.batch_size, self.of), wanted)
+
+    def _trained(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters that are not frozen; those that are get no gradient."""
+        known = dict(unwrap(model).named_parameters(remove_duplicate=False))
+        if strangers := [name for name in self.frozen if name not in known]:
+            raise ValueError(f"there is no parameter {strangers[0]!r} to freeze: take one of {', '.join(known)}")
+        frozen = {known[name].requires_grad_(False) for name in self.frozen}
+        return [parameter for parameter in model.parameters() if parameter not in frozen]
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
         return nullcontext() if self.amp is None else torch.autocast(device.type, dtype=torch.bfloat16)

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.federation import ClientId, Federation, Phase, Predicate, Traffic, Turn
@@ -141,7 +141,12 @@ class Method(ABC):
 
     A method is its unlearning step; recovery is the same endless FedAvg on what stays, for all of them. A method
     cannot print, time, score or stop itself: whoever reads its rounds does.
+
+    Attributes:
+        from_scratch: whether its recovery trains a new network, and so has as many rounds as the first training.
     """
+
+    from_scratch: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

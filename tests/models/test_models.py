@@ -11,7 +11,7 @@ from torchvision.models import efficientnet_b0, resnet18
 
 from fedunlearn import models
 from fedunlearn.layers import layers, plan
-from fedunlearn.models import LayerNormCNN
+from fedunlearn.models import LayerNormCNN, PlainCNN
 from fedunlearn.models.resnet import SmallResNet
 from fedunlearn.models.vit import SmallViT
 from fedunlearn.presets import presets
@@ -57,6 +57,37 @@ def test_cnn_refuses_what_is_no_image(shape: tuple[int, ...]) -> None:
 def test_cnn_refuses_even_kernels() -> None:
     with pytest.raises(ValueError, match="odd kernel"):
         LayerNormCNN(10, kernel=4)
+
+
+def test_cnn_draws_the_same_weights_and_computes_the_same_as_ever() -> None:
+    """Against the modules in the order of Figure 3, drawn one after the other."""
+    torch.manual_seed(0)
+    network = LayerNormCNN(10, (2, 9, 12), (4, 6), 3)
+    torch.manual_seed(0)
+    by_hand = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.LayerNorm((4, 4, 6))),
+        *(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.LayerNorm((6, 2, 3))),
+        *(nn.Flatten(), nn.Linear(36, 10)),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), by_hand.parameters(), strict=True))
+    x = torch.rand(3, 2, 9, 12)
+    assert torch.equal(network(x), by_hand(x))
+
+
+def test_cnn_of_one_and_of_six_convolutions() -> None:
+    assert [name for name, _ in LayerNormCNN(10, channels=(8,)).named_children()] == [*FIGURE_3[:4], "head"]
+    deep = LayerNormCNN(10, (1, 28, 28), (4, 5, 6, 7, 8, 9), 3)
+    further = [f"{what}{number}" for number in range(3, 7) for what in ("conv", "relu", "norm")]
+    assert [name for name, _ in deep.named_children()] == [*FIGURE_3[:-1], *further, "head"]
+    assert (deep.norm6.normalized_shape, deep.head.in_features) == ((9, 7, 7), 9 * 49)
+    assert deep(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert plan(deep).names == ("conv1.weight",)
+
+
+@pytest.mark.parametrize("kind", [LayerNormCNN, PlainCNN])
+def test_a_stack_of_no_convolution_is_refused(kind: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match=f"{kind.__name__} has one convolution at least"):
+        kind(10, channels=())
 
 
 def test_options_reach_the_network() -> None:
@@ -173,6 +204,64 @@ build("layernorm-cnn", 2, (1, 8, 8))
 sys.exit("torchvision" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- the plain network ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_plain_cnn_is_convolutions_activations_and_pooling_by_the_mean(activation: str) -> None:
+    torch.manual_seed(0)
+    network = models.build("plain-cnn", 5, (2, 9, 12), channels=[4, 6, 7], kernel=3, activation=activation)
+    names = [f"{what}{n}" for n in (1, 2) for what in ("conv", activation, "pool")] + [
+        "conv3",
+        f"{activation}3",
+        "head",
+    ]
+    assert [name for name, _ in network.named_children()] == names
+    x = y = torch.rand(3, 2, 9, 12)
+    for number in (1, 2, 3):
+        layer = network.get_submodule(f"conv{number}")
+        y = getattr(torch, activation)(nn.functional.conv2d(y, layer.weight, layer.bias, padding=1))  # type: ignore[arg-type]
+        y = nn.functional.avg_pool2d(y, 2) if number < 3 else y
+    head = network.get_submodule("head")
+    assert torch.allclose(network(x), y.flatten(1) @ head.weight.T + head.bias, atol=1e-6)  # type: ignore[operator]
+    assert plan(network).names == ("conv1.weight",)
+
+
+@pytest.mark.parametrize(("activation", "preserved"), [("tanh", True), ("relu", False)])
+def test_section_4_4_a_negated_layer_of_tanh_is_made_up_for_by_the_next_one(activation: str, preserved: bool) -> None:
+    """Lemma 8 with a = b = 1, c = 0: zero padding and pooling by the mean commute with the sign; ReLU does not."""
+    torch.manual_seed(0)
+    network, x = PlainCNN(5, channels=(4, 6, 7), activation=activation), torch.randn(3, 1, 28, 28)  # type: ignore[arg-type]
+    for layer in (1, 2):
+        before = network(x)
+        with torch.no_grad():
+            for name in (f"conv{layer}.weight", f"conv{layer}.bias", f"conv{layer + 1}.weight"):
+                network.get_parameter(name).neg_()
+        assert torch.equal(network(x), before) is preserved
+        assert preserved or (network(x) - before).abs().max() > 1e-3
+
+
+def test_erratum_6_behind_pooling_by_the_maximum_it_is_not_made_up_for() -> None:
+    """Theorem 7's "subsequent layer" must read the activation itself, or its mean: max(-u) is -min(u)."""
+    torch.manual_seed(0)
+    network, x = PlainCNN(5, channels=(4, 6), activation="tanh"), torch.randn(3, 1, 28, 28)
+    network.pool1 = nn.MaxPool2d(2)
+    before = network(x)
+    with torch.no_grad():
+        for name in ("conv1.weight", "conv1.bias", "conv2.weight"):
+            network.get_parameter(name).neg_()
+    assert (network(x) - before).abs().max() > 1e-2
+
+
+def test_plain_cnn_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="activation='gelu' is none of PlainCNN's: take relu or tanh"):
+        models.build("plain-cnn", 10, (1, 28, 28), activation="gelu")
+    with pytest.raises(ValueError, match=r"PlainCNN takes images .* 4x4 at least, not \(1, 3, 28\)"):
+        models.build("plain-cnn", 10, (1, 3, 28))
+    with pytest.raises(ValueError, match="odd kernel"):
+        models.build("plain-cnn", 10, (1, 28, 28), kernel=4)
 
 
 # --- the residual network -------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from fedunlearn.methods.federaser import FedAccum, FedEraser
 from fedunlearn.methods.fedosd import FedOSD
 from fedunlearn.methods.fedquit import FedQUIT
 from fedunlearn.methods.finetune import FineTune
+from fedunlearn.methods.freeze import NRFreeze, PFreeze, RFreeze
 from fedunlearn.methods.fukd import FUKD
 from fedunlearn.methods.ga import GA
 from fedunlearn.methods.l1_sparse import L1Sparse
@@ -50,4 +51,7 @@ CATALOGUE: Mapping[str, type[Method]] = {
     "l1-sparse": L1Sparse,
     "SSD": SSD,
     "SalUn": SalUn,
+    "NR-Freeze": NRFreeze,
+    "P-Freeze": PFreeze,
+    "R-Freeze": RFreeze,
 }

@@ -21,6 +21,7 @@ class Retrain(Method):
     """
 
     needs = Needs()
+    from_scratch = True
 
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         """Forget everything."""

@@ -8,21 +8,23 @@ from torch import nn
 
 from fedunlearn.importing import load_object, unknown
 from fedunlearn.models.cnn import LayerNormCNN
+from fedunlearn.models.plain import PlainCNN
 
-__all__ = ["NAMES", "LayerNormCNN", "build"]
+__all__ = ["NAMES", "LayerNormCNN", "PlainCNN", "build"]
 
 _TORCHVISION = ("resnet18", "vit_b_16", "efficientnet_b0")
-NAMES = ("layernorm-cnn", "small-resnet", "small-vit", *_TORCHVISION)
+NAMES = ("layernorm-cnn", "plain-cnn", "small-resnet", "small-vit", *_TORCHVISION)
 
 
 def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn.Module:
     """Build a newly initialised network.
 
     Args:
-        name: ``layernorm-cnn`` (`LayerNormCNN`); ``small-resnet`` (`fedunlearn.models.resnet.SmallResNet`);
-            ``small-vit`` (`fedunlearn.models.vit.SmallViT`); torchvision's ``resnet18``, ``vit_b_16`` or
-            ``efficientnet_b0``, without pretrained weights; or ``package.module:Class``, anything that returns a
-            network when it is called with ``options`` alone (your own network knows its classes).
+        name: ``layernorm-cnn`` (`LayerNormCNN`); ``plain-cnn`` (`PlainCNN`); ``small-resnet``
+            (`fedunlearn.models.resnet.SmallResNet`); ``small-vit`` (`fedunlearn.models.vit.SmallViT`); torchvision's
+            ``resnet18``, ``vit_b_16`` or ``efficientnet_b0``, without pretrained weights; or ``package.module:Class``,
+            anything that returns a network when it is called with ``options`` alone (your own network knows its
+            classes).
         classes: number of outputs.
         shape: of one input, without the batch dimension.
         **options: further arguments of the network's constructor.
@@ -46,6 +48,8 @@ def build(name: str, classes: int, shape: tuple[int, ...], **options: Any) -> nn
 def _built(name: str, classes: int, shape: tuple[int, ...], options: dict[str, Any]) -> Any:
     if name == "layernorm-cnn":
         return LayerNormCNN(classes, shape, **options)
+    if name == "plain-cnn":
+        return PlainCNN(classes, shape, **options)
     if name == "small-resnet":
         from fedunlearn.models.resnet import SmallResNet  # torchvision takes a second to import
 
