@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -14,8 +16,11 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from fedunlearn.atomic import FileError, read_json, write_json
+from fedunlearn.backends.in_process import best_device
+from fedunlearn.environment import determinants
 from fedunlearn.evaluation.table import REFERENCE
-from fedunlearn.layers import plan
+from fedunlearn.layers import FIRST as FIRST_LAYER
+from fedunlearn.layers import Selection, plan, select
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD
@@ -26,6 +31,8 @@ from fedunlearn.theory.gradient_spectrum import GradientSpectrum, gradient_spect
 from fedunlearn.theory.grafting import LayerGap, graft, graftable, layer_gaps, negation_gaps
 from fedunlearn.theory.jacobian import JacobianControl, jacobian_control
 from fedunlearn.theory.losses import double_backward
+from fedunlearn.theory.optimality import Conditions, conditions, lwo_norm
+from fedunlearn.theory.poset import LayerPoset
 from fedunlearn.weights import Weights
 
 __all__ = [
@@ -55,6 +62,7 @@ class Found(Generic[T]):
         command: that asked for it.
         seeds: of the run; none where a network alone was looked at.
         results: one for each seed, or one.
+        decides: what else decides the numbers: samples, options, versions.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Found(Generic[T]):
     command: str
     seeds: tuple[int, ...]
     results: tuple[T, ...]
+    decides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def mean(self) -> T:
@@ -103,7 +112,7 @@ def read_found(path: Path, kind: type[T]) -> Found[T]:
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise FileError(f"{path} is no diagnosis ({told}): remove it, to have it anew") from None
-    return dataclasses.replace(said, results=results)
+    return replace(said, results=results)
 
 
 def averaged(results: Sequence[T]) -> T:
@@ -119,9 +128,7 @@ def _averaged(results: Sequence[Any]) -> Any:
     first = results[0]
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         names = [field.name for field in dataclasses.fields(first)]
-        return dataclasses.replace(
-            first, **{name: _averaged([getattr(one, name) for one in results]) for name in names}
-        )
+        return replace(first, **{name: _averaged([getattr(one, name) for one in results]) for name in names})
     if isinstance(first, Mapping):
         if any(one.keys() != first.keys() for one in results):
             raise ValueError("the seeds' results differ in what they are of: look at each seed by itself, with --seed")
@@ -131,6 +138,33 @@ def _averaged(results: Sequence[Any]) -> Any:
             raise ValueError("the seeds' results differ in length: look at each seed by itself, with --seed")
         return tuple(_averaged(parts) for parts in zip(*results, strict=True))
     return fmean(results) if isinstance(first, float) and None not in results else first
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """Theorem 7's conditions on negated layers, and how far these are from layers that are known to be optimal.
+
+    Attributes:
+        conditions: of the theorem.
+        norms: of each negated layer, Definition 7's norm after the negation, as a share of the layer's own norm: to the
+            model before the request and the retrained one; and the same were the sign free. None of a network alone.
+    """
+
+    conditions: Conditions
+    norms: Mapping[str, tuple[float, float]]
+
+
+def optimality(subject: Subject, layers: tuple[str, ...] = ()) -> Optimality:
+    """Of a run's negated layers; ``layers``: these instead."""
+    network = subject.network(subject.original)
+    selection: Selection = layers or next((method.layers for method in subject.negating.values()), FIRST_LAYER)
+    optima = [subject.original, subject.models[REFERENCE, LAST]]
+    norms = {}
+    for part in select(network, selection):
+        known = [weights.parameters[part.name] for weights in optima]
+        own = float(known[0].double().norm())
+        norms[part.name] = tuple(lwo_norm(-known[0], known, sign_is_free=free) / own for free in (False, True))
+    return Optimality(conditions(network, selection, subject.example), norms)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -159,8 +193,12 @@ def similarities(subject: Subject) -> Similarities:
         for told, source in (("kept", subject.original), ("negated", subject.models[label, FIRST])):
             parents = {"rest": subject.fresh("rest"), "layer": source}
             shown[f"first layer {told}, rest drawn anew"] = graft(parents, dict.fromkeys(layers, "layer"), original)
-    x, _ = subject.test
+    x = subject.test[0][:_ALIKE]
     return Similarities({label: compare(original, subject.network(weights), x) for label, weights in shown.items()})
+
+
+_ALIKE = 1000
+"""Samples, whose Gram matrices are compared."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +235,7 @@ def control(subject: Subject, layers: tuple[str, ...] = ()) -> JacobianControl:
         x[:_JACOBIANS],
         y[:_JACOBIANS],
         seed=subject.seed,
+        order=LayerPoset.of(network, subject.example).less,
         include_bias=method.include_bias,
         batchnorm="leave" if method.batchnorm == "leave" else "negate_mean",
     )
@@ -292,6 +331,7 @@ def bounds(subject: Subject) -> Bounds:
             subject.retained,
             subject.forgotten,
             lr=rate,
+            draws=_DRAWS,
             batch_size=clients * training.batch_size,
             curvature=double_backward,
             seed=subject.seed,
@@ -341,6 +381,10 @@ def reached(bound: Bound) -> float | None:
     return next(came, None)
 
 
+_DRAWS = 20
+"""Of minibatches at each model on the way, for the terms of noise, which cost most."""
+
+
 def _doubling(path: Sequence[tuple[int, Weights]]) -> list[tuple[int, Weights]]:
     """Of a path's models the first, the last, and those between at rounds that about double."""
     if len(path) < _FEWEST_ON_THE_WAY:
@@ -380,6 +424,7 @@ class Diagnosis:
 DIAGNOSES: Mapping[str, Diagnosis] = {
     one.name: one
     for one in (
+        Diagnosis("optimality", Optimality, optimality),
         Diagnosis("cka", Similarities, similarities),
         Diagnosis("coadaptation", Gaps, gaps),
         Diagnosis("jacobian", JacobianControl, control),
@@ -401,6 +446,8 @@ def diagnose(
 ) -> Generator[int, None, Found[Any]]:
     """Look at a run, seed by seed; each seed after it was looked at.
 
+    What was found is kept after each seed, so that a diagnosis that was broken off goes on.
+
     Args:
         name: of the diagnosis.
         run, seeds, most, data_dir: see `fedunlearn.subject.subjects`.
@@ -414,12 +461,24 @@ def diagnose(
         FolderError: see `fedunlearn.subject.subjects`.
         ValueError: the run has nothing that this diagnosis looks at.
     """
-    done: list[int] = []
-    results: list[Any] = []
-    about = ""
+    decides = {"samples": most, **options, **determinants(best_device())}
+    path = run / FOLDER / f"{name}.json"
+    found: Found[Any] = Found(name, "", command, (), (), _as_json(decides))
+    with suppress(FileError):
+        if path.exists() and (before := read_found(path, DIAGNOSES[name].kind)).decides == found.decides:
+            found = before  # of another code, say, or of other samples, it is done anew
+    known = dict(zip(found.seeds, found.results, strict=True))
+    results = {}
     for subject in subjects(run, most=most, seeds=seeds, data_dir=data_dir):
-        results.append(DIAGNOSES[name].of(subject, **options))
-        done.append(subject.seed)
-        about = subject.plan.title
-        yield subject.seed
-    return Found(name, about, command, tuple(done), tuple(results))
+        seed = subject.seed
+        results[seed] = known[seed] if seed in known else DIAGNOSES[name].of(subject, **options)
+        found = replace(
+            found, about=subject.plan.title, command=command, seeds=tuple(results), results=tuple(results.values())
+        )
+        found.write(run)
+        yield seed
+    return found
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads(json.dumps(values)))

@@ -19,7 +19,7 @@ def resnet18() -> LayerPoset:
 
 
 def test_the_numbers_stand_in_rows_and_sentences(resnet18: LayerPoset) -> None:
-    found = section(resnet18, "conv1", "layer1.0.conv1", "layer2.0.conv1", "fc", ["conv1", "fc"])
+    found = section(resnet18.judged("conv1", "layer1.0.conv1", "layer2.0.conv1", "fc", ["conv1", "fc"]))
     assert found.says[0] == "21 layers, 8 maximal chains, the longest of 18 layers, and 256 paths from input to output."
     assert found.rows == (
         ("conv1", "yes", "none", "yes: 8 of 8 chains once", "yes: 256 of 256 paths once"),
@@ -38,7 +38,7 @@ def test_the_numbers_stand_in_rows_and_sentences(resnet18: LayerPoset) -> None:
 
 
 def test_the_diagram_has_a_dot_for_each_layer_and_a_line_for_each_cover(resnet18: LayerPoset) -> None:
-    (picture,) = section(resnet18, ["layer2.0.conv1", "layer2.0.downsample.0"]).pictures
+    (picture,) = section(resnet18.judged(["layer2.0.conv1", "layer2.0.downsample.0"])).pictures
     (axes,) = picture.figure.axes
     others, marked = axes.collections
     assert (len(others.get_offsets()), len(marked.get_offsets())) == (19, 2)
@@ -56,7 +56,7 @@ def test_the_diagram_has_a_dot_for_each_layer_and_a_line_for_each_cover(resnet18
 
 def test_long_rows_are_thinned_but_what_is_negated_and_the_ends_are_drawn() -> None:
     poset = LayerPoset.of(nn.Sequential(*(nn.Linear(2, 2) for _ in range(150))), torch.ones(1, 2))
-    (picture,) = section(poset, "100").pictures
+    (picture,) = section(poset.judged("100")).pictures
     (axes,) = picture.figure.axes
     others, marked = axes.collections
     assert marked.get_offsets().tolist() == [[101, 0]]
@@ -66,5 +66,7 @@ def test_long_rows_are_thinned_but_what_is_negated_and_the_ends_are_drawn() -> N
     assert len(axes.lines) == len(xs)
     assert "Layers in a row are left out" in picture.caption
     assert (
-        section(poset, "100").says[0].startswith("150 layers, 1 maximal chain, the longest of 150 layers, and 1 path ")
+        section(poset.judged("100"))
+        .says[0]
+        .startswith("150 layers, 1 maximal chain, the longest of 150 layers, and 1 path ")
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedunlearn.commands.options import Json, print_json
+from fedunlearn.commands.options import Json, input_shape, print_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +92,7 @@ def recommend_methods(
     bytes_limit, storage_limit = _amount("--max-bytes", max_bytes), _amount("--max-storage", max_storage)
     _require_positive("--max-flops", max_flops, "1e15")
     _require_positive("--epochs", epochs, "1")
-    inputs, kept = _shape(shape), _kept(history, no_history, secure_aggregation)
+    inputs, kept = input_shape(shape), _kept(history, no_history, secure_aggregation)
     retained, forgotten = _who_holds(clients, samples, _share(scope, share, leaving, target_gone, classes), leaving)
 
     from fedunlearn.console import print_offers
@@ -180,13 +180,6 @@ def _require_positive(option: str, number: float | None, such_as: str) -> None:
     most = 1e30  # what is computed from it stays a float
     if number is not None and not 0 < number < most:  # nan is neither
         raise ValueError(f"{option} must be above 0 and below {most:g}, such as {such_as}, not {number:g}")
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    sizes = text.split(",")
-    if not all(size.strip().isdecimal() and int(size) for size in sizes):
-        raise ValueError(f"--shape {text}: write the sizes of one input, such as 3,32,32")
-    return tuple(map(int, sizes))
 
 
 def _kept(history: Sequence[str] | None, none: bool, secure: bool) -> frozenset[HistoryKind]:

@@ -21,6 +21,7 @@ __all__ = [
     "Workers",
     "complete_experiment",
     "complete_run",
+    "input_shape",
     "print_json",
 ]
 
@@ -64,6 +65,14 @@ CacheFolder = Annotated[
     ),
 ]
 CACHE = Path("~/.cache/fedunlearn/models")
+
+
+def input_shape(text: str) -> tuple[int, ...]:
+    """``3,32,32`` to the sizes of one input."""
+    sizes = text.split(",")
+    if not all(size.strip().isdecimal() and int(size) for size in sizes):
+        raise ValueError(f"--shape {text}: write the sizes of one input, such as 3,32,32")
+    return tuple(map(int, sizes))
 
 
 def print_json(content: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from fedunlearn.commands.options import CACHE, CacheFolder, DataDir, Download, Json, Overrides, Workers, print_json
 from fedunlearn.commands.runs import run_watched
-from fedunlearn.commands.watching import command_line
+from fedunlearn.commands.watching import command_line, of_seed, watch
 
 if TYPE_CHECKING:
     from fedunlearn.experiment import Experiment
@@ -62,12 +63,16 @@ def reproduce_artefact(
     from fedunlearn.backends.in_process import best_device
     from fedunlearn.console import print_reproduction
     from fedunlearn.data import datasets
-    from fedunlearn.evaluation.published import whole_of
+    from fedunlearn.diagnoses import diagnose
+    from fedunlearn.evaluation.published import quantity, whole_of
     from fedunlearn.experimentfile import load
+    from fedunlearn.report.found import grid_of
+    from fedunlearn.report.grid import Grid
     from fedunlearn.report.page import publish, publish_reproduction
     from fedunlearn.report.report import assemble
     from fedunlearn.report.reproduction import Reproduction
-    from fedunlearn.report.shape import shape_of
+    from fedunlearn.report.shape import Shape, shape_of
+    from fedunlearn.report.theory.page import publish_found
     from fedunlearn.runfolder import RunFolder
 
     plans = {experiment: load(experiment, overrides or ()) for experiment in named}
@@ -75,7 +80,7 @@ def reproduce_artefact(
     _require_published(plans)
     for folder in folders.values():
         RunFolder(folder).require_usable()
-    shapes = []
+    blocks: list[Shape | Grid] = []
     for experiment, plan in plans.items():
         folder = folders[experiment]
         if download:
@@ -85,9 +90,17 @@ def reproduce_artefact(
         print(f"{experiment}: {plan.title}", file=sys.stderr)
         run_watched(plan, folder, workers=workers, data_dir=data_dir, cache=cache)
         report = assemble(folder)
-        publish([report], folder)
-        shapes.append(shape_of(report, experiment, name if whole_of(name) == plan.published else None))
-    reproduction = Reproduction(name, scale, command_line(), tuple(shapes))
+        if (of := quantity(name)) == "gap":
+            publish([report], folder)
+            blocks.append(shape_of(report, experiment, name if whole_of(name) == plan.published else None))
+            continue
+        steps = diagnose(of, folder, data_dir=data_dir, command=command_line())
+        found = watch(steps, len(report.seeds), folder, partial(of_seed, of))
+        publish_found(found, folder)
+        publish([report], folder)  # whose page links to what was found
+        block = f"{name}/{str(plan.published).partition('/')[2]}"
+        blocks.append(grid_of(report, experiment, block, found))
+    reproduction = Reproduction(name, scale, command_line(), tuple(blocks))
     page = publish_reproduction(reproduction, output / scale)
     if as_json:
         print_json({"folder": str(page.parent), **reproduction.summary()})

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedunlearn.commands.options import DataDir, Json, complete_run, print_json
-from fedunlearn.commands.watching import command_line, watch
+from fedunlearn.commands.options import DataDir, Json, complete_run, input_shape, print_json
+from fedunlearn.commands.watching import command_line, of_seed, watch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fedunlearn.diagnoses import Found
 
 __all__ = ["theory"]
 
@@ -36,22 +42,94 @@ def _diagnose(
     as_json: bool,
     **options: Any,
 ) -> None:
+    from fedunlearn.diagnoses import diagnose
+
+    chosen, command = tuple(seeds or ()), command_line()
+    steps = diagnose(name, run, seeds=chosen, most=most, data_dir=data_dir, command=command, **options)
+    _publish(watch(steps, 0, run, partial(of_seed, name)), run, as_json)
+
+
+def _publish(found: Found[Any], folder: Path, as_json: bool) -> None:
     from fedunlearn.console import print_section
-    from fedunlearn.diagnoses import FOLDER, diagnose
     from fedunlearn.report.page import publish
     from fedunlearn.report.report import assemble
     from fedunlearn.report.theory.page import publish_found, section_of
 
-    chosen, command = tuple(seeds or ()), command_line()
-    steps = diagnose(name, run, seeds=chosen, most=most, data_dir=data_dir, command=command, **options)
-    found = watch(steps, 0, run, lambda seed: (f"seed {seed}, {name}", "", 1))
-    page = publish_found(found, run)
-    publish([assemble(run)], run)  # whose page links to the theory's from now on
+    page = publish_found(found, folder)
+    if _is_run(folder):
+        publish([assemble(folder)], folder)  # whose page links to the theory's from now on
     if as_json:
-        print_json({"folder": str(run), **found.summary()})
+        print_json({"folder": str(folder), **found.summary()})
         return
     print_section(section_of(found))
-    print(f"theory: {page}, {run / FOLDER / f'{name}.json'}")
+    print(f"theory: {page}")
+
+
+def _is_run(path: str | Path) -> bool:
+    return (Path(path) / "experiment.toml").exists()
+
+
+def _looked_at(model: str, shape: str, output: Path | None) -> tuple[nn.Module, Tensor, str, Path]:
+    """A network and an example of its input, what it is called, and where to write what is found of it."""
+    import torch
+
+    from fedunlearn.models import build
+
+    if _is_run(model):
+        from fedunlearn.experimentfile import load
+        from fedunlearn.simulation import Setting
+
+        setting = Setting.of(load(Path(model) / "experiment.toml"))
+        example = torch.zeros(2, *setting.data.shape)
+        return setting.architecture.template, example, setting.experiment.title, output or Path(model)
+    inputs = input_shape(shape)
+    return build(model, 10, inputs), torch.zeros(2, *inputs), model, output or Path("theory") / model.replace(":", ".")
+
+
+Network = Annotated[
+    str, typer.Argument(metavar="MODEL|RUN", help="A network, your own as package.module:callable, or a run's folder.")
+]
+Shape = Annotated[str, typer.Option(metavar="C,H,W", help="Of one input, where MODEL is a network.")]
+Folder = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Else the run's, or theory/MODEL.")
+]
+
+
+@theory.command("poset")
+def poset(
+    model: Network, layer: Layers = None, shape: Shape = "3,224,224", output: Folder = None, as_json: Json = False
+) -> None:
+    """Which layers come before which, and which sets of them every path meets once (Definition 5, Theorem 6)."""
+    from fedunlearn.diagnoses import Found
+    from fedunlearn.layers import FIRST
+    from fedunlearn.theory.poset import LayerPoset
+
+    network, example, about, folder = _looked_at(model, shape, output)
+    found = LayerPoset.of(network, example).judged(tuple(layer) if layer else FIRST)
+    _publish(Found("poset", about, command_line(), (), (found,)), folder, as_json)
+
+
+@theory.command("optimality")
+def optimality(
+    model: Network,
+    layer: Layers = None,
+    shape: Shape = "3,224,224",
+    output: Folder = None,
+    seeds: Seeds = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Whether negated layers are still optimal ones, and why (Theorem 7, Lemma 8, Definition 7)."""
+    if _is_run(model):
+        _diagnose("optimality", Path(model), seeds, 100, data_dir, as_json, layers=tuple(layer or ()))
+        return
+    from fedunlearn.diagnoses import Found, Optimality
+    from fedunlearn.layers import FIRST
+    from fedunlearn.theory.optimality import conditions
+
+    network, example, about, folder = _looked_at(model, shape, output)
+    found = conditions(network, tuple(layer) if layer else FIRST, example)
+    _publish(Found("optimality", about, command_line(), (), (Optimality(found, {}),)), folder, as_json)
 
 
 @theory.command("cka")

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from fedunlearn.evaluation.rows import Row
 
-__all__ = ["command_line", "of_run", "watch"]
+__all__ = ["command_line", "of_run", "of_seed", "watch"]
 
 Step = TypeVar("Step")
 Result = TypeVar("Result")
@@ -27,6 +27,11 @@ def command_line() -> str:
 def of_run(row: Row) -> tuple[str, str, int]:
     """What `watch` is to say of a row of a run."""
     return f"seed {row.seed}, {row.method}", f"{row.phase} {row.rounds}", row.phase != "unlearn"
+
+
+def of_seed(diagnosis: str, seed: int) -> tuple[str, str, int]:
+    """What `watch` is to say of a seed that a diagnosis has looked at."""
+    return f"seed {seed}, {diagnosis}", "", 1
 
 
 def watch(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from fedunlearn.report import figures, tables
 from fedunlearn.report.beside import pictures_of
 from fedunlearn.report.drawing import Picture
 from fedunlearn.report.figures import NAMES, Series
-from fedunlearn.report.rendering import AUDIT, REPORT, render, write, write_pictures
+from fedunlearn.report.rendering import AUDIT, REPORT, THEORY, render, write, write_pictures
 from fedunlearn.report.report import FILE, Comparison, Report, measures_of, told, write_report
 from fedunlearn.report.reproduction import Reproduction
 
@@ -59,14 +59,14 @@ def publish(reports: Sequence[Report], folder: Path) -> Path:
     if len(reports) == 1:
         write_report(reports[0], folder / FILE)
     path = folder / (REPORT if len(reports) == 1 else "compare.html")
-    audited = len(reports) == 1 and (folder / AUDIT).exists()
-    write(path, _rendered(reports, pictures, audited=audited).encode())
+    beside = [name for name in (AUDIT, THEORY) if len(reports) == 1 and (folder / name).exists()]
+    write(path, _rendered(reports, pictures, beside).encode())
     return path
 
 
 def page(reports: Sequence[Report]) -> str:
     """The page's HTML."""
-    return _rendered(reports, _Pictures.of(reports), audited=False)
+    return _rendered(reports, _Pictures.of(reports), ())
 
 
 def publish_reproduction(reproduction: Reproduction, folder: Path) -> Path:
@@ -132,11 +132,12 @@ class _Pictures:
         yield from self.partitions
 
 
-def _rendered(reports: Sequence[Report], pictures: _Pictures, *, audited: bool) -> str:
+def _rendered(reports: Sequence[Report], pictures: _Pictures, beside: Collection[str]) -> str:
     return render(
         "template.html",
         filters={"amount": _amount, "told": told, "shown": _shown},
-        audit=AUDIT if audited else None,
+        audit=AUDIT if AUDIT in beside else None,
+        theory=THEORY if THEORY in beside else None,
         reports=reports,
         several=len(reports) > 1,
         title=" / ".join(dict.fromkeys(report.title for report in reports)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from fedunlearn.names import pick
 from fedunlearn.theory.graph import Graph, graph_of
 from fedunlearn.weights import unwrap
 
-__all__ = ["Hits", "LayerPoset", "Verdict"]
+__all__ = ["Hits", "LayerPoset", "Ordered", "Verdict"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,30 @@ class Verdict:
     def cauchy_by_paths(self) -> bool:
         """Whether it is one by paths, so that the network factorises through the set's outputs."""
         return self.paths.all_once
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """What there is to say of a network's layers and of some sets of them, as it can be kept.
+
+    Attributes:
+        layers: in the order in which they run.
+        covers: pairs of a layer and one that comes next (Hasse diagram).
+        heights: of each layer, the layers of the longest chain that ends with it.
+        minimal, maximal: layers that none comes before, or after.
+        length, chains, paths: see `LayerPoset`.
+        verdicts: on each set, that of the negated layers first.
+    """
+
+    layers: tuple[str, ...]
+    covers: tuple[tuple[str, str], ...]
+    heights: Mapping[str, int]
+    minimal: tuple[str, ...]
+    maximal: tuple[str, ...]
+    length: int
+    chains: int
+    paths: int
+    verdicts: tuple[Verdict, ...]
 
 
 @dataclass(frozen=True)
@@ -261,6 +285,24 @@ class LayerPoset:
         Then, and not by `is_cauchy` alone, the output is a function of these layers' outputs.
         """
         return self._hits_of_paths(self._mask(layers)).all_once
+
+    def judged(self, negated: Selection, *others: Selection) -> Ordered:
+        """All that can be said of the layers, and of sets of them.
+
+        Raises:
+            ValueError: something was named that is no layer.
+        """
+        return Ordered(
+            self.layers,
+            self.covers,
+            self.heights,
+            self.minimal,
+            self.maximal,
+            self.length,
+            self.chains,
+            self.paths,
+            tuple(map(self.verdict, (negated, *others))),
+        )
 
     def verdict(self, layers: Selection) -> Verdict:
         """All that the theorems ask of a set of layers."""

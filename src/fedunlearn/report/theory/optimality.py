@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from fedunlearn.report.drawing import LIGHT, WIDE, Picture, axes_for, put_legend, slug
 from fedunlearn.report.theory.section import Section
 from fedunlearn.theory.optimality import Conditions, LayerConditions
@@ -20,13 +22,18 @@ _HEADS = (
 )
 
 
-def section(found: Conditions) -> Section:
-    """What `fedunlearn.theory.optimality.conditions` found: a verdict a layer, and a picture an activation."""
+def section(found: Conditions, norms: Mapping[str, tuple[float, float]] = {}) -> Section:
+    """What `fedunlearn.theory.optimality.conditions` found: a verdict a layer, and a picture an activation.
+
+    Args:
+        found: of the negated layers.
+        norms: of each, its distance from known optima as a share of its own norm, and the same were its sign free.
+    """
     activations = {(one.op, one.shift): one for layer in found.layers for one in layer.activations}
     return Section(
         "optimality",
         "Layer-wise optimality (Theorem 7)",
-        tuple(_says(found)),
+        (*_says(found), *_said_of_norms(norms)),
         _HEADS,
         tuple(_row(layer) for layer in found.layers),
         tuple(_picture(one, number) for number, one in enumerate(activations.values(), start=1)),
@@ -43,6 +50,14 @@ def _says(found: Conditions) -> list[str]:
         said.append("Whether layer-wise optimality is preserved is not known: no change of other tensors was found.")
     said.append("All this is about negating a layer's weight and bias; the paper's listing negates weights alone.")
     return said
+
+
+def _said_of_norms(norms: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+    for name, (bound, free) in norms.items():
+        yield (
+            f"Negated, {name} is {bound:.0%} of its own norm away from the nearest layer that is known to be optimal "
+            f"(of the model before the request, and of the retrained one); were signs free, {free:.0%} (Definition 7)."
+        )
 
 
 def _row(layer: LayerConditions) -> tuple[str, ...]:

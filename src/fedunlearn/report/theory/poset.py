@@ -7,10 +7,9 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from fedunlearn.layers import Selection
 from fedunlearn.report.drawing import LIGHT, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.theory.section import Section
-from fedunlearn.theory.poset import Hits, LayerPoset, Verdict
+from fedunlearn.theory.poset import Hits, Ordered, Verdict
 
 __all__ = ["section"]
 
@@ -25,24 +24,14 @@ _HEADS = (
 )
 
 
-def section(poset: LayerPoset, negated: Selection, *others: Selection) -> Section:
-    """What a network's layer poset says of the negated layers.
-
-    Args:
-        poset: of the network.
-        negated: marked in the diagram, and first in the table.
-        others: sets to be judged beside it.
-
-    Raises:
-        ValueError: something was named that is no layer.
-    """
-    first, *rest = verdicts = [poset.verdict(chosen) for chosen in (negated, *others)]
+def section(poset: Ordered) -> Section:
+    """What a layer poset says of sets of layers; the first, of the negated ones, is marked in the diagram."""
     says = (
         f"{len(poset.layers)} layers, {_many(poset.chains)} maximal {_plural('chain', poset.chains)}, the longest of "
         f"{poset.length} layers, and {_many(poset.paths)} {_plural('path', poset.paths)} from input to output.",
-        *map(_said, [first, *rest]),
+        *map(_said, poset.verdicts),
     )
-    return Section("poset", "Layer poset", says, _HEADS, tuple(map(_row, verdicts)), (_diagram(poset, first),))
+    return Section("poset", "Layer poset", says, _HEADS, tuple(map(_row, poset.verdicts)), (_diagram(poset),))
 
 
 def _said(verdict: Verdict) -> str:
@@ -79,8 +68,9 @@ def _judged(hits: Hits, what: str) -> str:
     return f"no: of {_many(total)} {_plural(what, total)}, {', '.join(told)}"
 
 
-def _diagram(poset: LayerPoset, verdict: Verdict) -> Picture:
+def _diagram(poset: Ordered) -> Picture:
     """Layers from left to right by height, those of one height below each other."""
+    verdict = poset.verdicts[0]
     lower: dict[str, list[str]] = {layer: [] for layer in poset.layers}
     uppers = Counter[str]()
     for below, layer in poset.covers:
