@@ -75,7 +75,7 @@ def test_a_round_by_hand(method: Freeze, layer: float) -> None:
 
 @pytest.mark.parametrize("kind", REQUESTS)
 @pytest.mark.parametrize(("method", "sign"), [(NRFreeze(), -1), (PFreeze(), 1)], ids=str)
-def test_rounds_equal_numpys_of_the_bias_alone(method: Freeze, sign: int, kind: str) -> None:
+def test_section_8_rounds_equal_numpys_of_the_bias_alone(method: Freeze, sign: int, kind: str) -> None:
     """Softmax regression, whose weight is frozen: momentum and weight decay move the bias only."""
     world = twin(REQUESTS[kind])
     free = np.arange(15) >= 12
@@ -211,7 +211,7 @@ def test_section_4_3_behind_a_batchnorm_it_is_p_freeze_with_the_scale_turned(res
 # --- the start ------------------------------------------------------------------------------------------------------
 
 
-def test_all_but_the_layer_is_new_batchnorms_parameters_and_statistics_too() -> None:
+def test_section_8_all_but_the_layer_is_new_batchnorms_parameters_and_statistics_too() -> None:
     task = small_task(ForgetClient("1"))
     assert task.weights.buffers["norm.running_mean"].any()
     fresh = task.fresh("Freeze")
@@ -268,7 +268,7 @@ def test_what_cannot_be_frozen_is_said_before_anything_runs(layers: str, include
 
 
 @pytest.mark.parametrize("method", KINDS, ids=str)
-def test_it_has_the_rounds_and_the_price_of_retrain(method: Freeze) -> None:
+def test_section_8_it_has_the_rounds_and_the_price_of_retrain(method: Freeze) -> None:
     plan = load("cpu/table-8-cnn", ["training.rounds=7", "recovery.rounds=3"])
     assert [plan.rounds(one) for one in (Retrain(), method, NoT())] == [7, 7, 3]
     bills = []

@@ -99,7 +99,7 @@ def test_the_last_position_is_the_output_and_all_have_a_row_a_sample(name: str) 
     torch.testing.assert_close(list(found.values())[-1], model.eval()(x).detach())
 
 
-def test_activations_in_place_do_not_write_over_what_was_read() -> None:
+def test_section_3_activations_in_place_do_not_write_over_what_was_read() -> None:
     def made(inplace: bool) -> nn.Sequential:
         return nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace), nn.Linear(5, 5), nn.ReLU(inplace))
 
@@ -133,7 +133,7 @@ def test_compare_is_cka_of_what_was_captured(name: str) -> None:
         assert one.samples == len(x)
 
 
-def test_compare_in_batches_sums_over_batches_of_equal_size() -> None:
+def test_section_3_compare_in_batches_sums_over_batches_of_equal_size() -> None:
     """17 samples in batches of 8 at the most are 6, 6 and 5: none is too small for an unbiased estimate."""
     a, b, x = network("layernorm-cnn"), network("layernorm-cnn", 1), inputs("layernorm-cnn", 17)
     of_a, of_b = activations(a, x)["relu2"], activations(b, x)["relu2"]
@@ -183,7 +183,16 @@ def test_figure_3_models_with_one_first_layer_are_one_until_the_next_layer() -> 
     assert turned["norm1"] != not_first["norm1"]
 
 
-def test_figure_7_pair_with_the_same_random_rest_is_not_trivially_alike_behind_the_relu() -> None:
+def test_figure_3_is_possible_if_its_first_layer_is_the_weight_alone_as_in_the_listing() -> None:
+    """With the bias among what is drawn anew, the convolution's answers are alike still, for CKA sees no shift; what
+    ReLU leaves of them is not: 1, then less, as the figure is read for the original first layer."""
+    original, rest, x = network("layernorm-cnn"), network("layernorm-cnn", 5), inputs("layernorm-cnn")
+    found = compare(original, with_stem(Weights.of(original), rest, ("conv1.weight",)), x)
+    assert found["conv1"].unbiased == pytest.approx(1, abs=1e-6)
+    assert 0.5 < found["relu1"].unbiased < 0.9999
+
+
+def test_section_3_figure_7_pair_with_the_same_rest_is_not_trivially_alike_behind_the_relu() -> None:
     """(-theta_0) + R and theta_0 + R: the convolution's answers are alike, what ReLU leaves of them is not."""
     original, rest, x = network("small-resnet"), network("small-resnet", 5), inputs("small-resnet")
     negated = negate(copy.deepcopy(original), "conv1")

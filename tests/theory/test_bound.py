@@ -197,7 +197,7 @@ def test_what_is_out_of_range_is_said() -> None:
 # Costs
 
 
-def test_section_2_2_table_3_round_trip() -> None:
+def test_section_5_table_3_round_trip() -> None:
     """ResNet-18: t = 4.77 are 4770 steps of 9 clients, 64 samples each, 1.81856e9 multiply-adds: 3.00e16."""
     steps = steps_of(4.77, 0.001)
     flops = paper_flops(steps, 9, 64, 2 * 1.81856e9)
@@ -205,7 +205,7 @@ def test_section_2_2_table_3_round_trip() -> None:
     assert flops / (9 * 64 * 6 * 1.81856e9) * 0.001 == pytest.approx(4.77)
 
 
-def test_with_momentum_each_step_goes_ten_times_as_far() -> None:
+def test_section_5_with_momentum_each_step_goes_ten_times_as_far() -> None:
     assert steps_of(4.77, 0.001, 0.9) == pytest.approx(477)
 
 
@@ -225,7 +225,7 @@ def autograd_gap(model: nn.Module) -> Tensor:
     return (losses[0] - losses[1]).abs()
 
 
-def test_the_gap_is_definition_1s_and_its_gradient_autograds() -> None:
+def test_section_5_the_gap_is_definition_1s_and_its_gradient_autograds() -> None:
     for seed in range(4):
         model = tiny(seed)
         gap = autograd_gap(model)

@@ -55,14 +55,14 @@ def test_section_3_unbiased_constant_is_the_brute_force_over_ordered_tuples() ->
 
 @given(st.integers(4, 7), st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
 @settings(max_examples=25)
-def test_unbiased_is_the_mean_over_tuples_for_any_sizes(n: int, p: int, q: int, seed: int) -> None:
+def test_section_3_unbiased_is_the_mean_over_tuples_for_any_sizes(n: int, p: int, q: int, seed: int) -> None:
     x, y = normal(n, p, seed=seed), normal(n, q, seed=seed + 1)
     assert unbiased_cka(x, y) == pytest.approx(of([hsic_over_tuples(*p) for p in ((x, y), (x, x), (y, y))]), abs=1e-8)
 
 
 @given(st.integers(2, 30), st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
 @settings(max_examples=40)
-def test_biased_is_the_correlation_of_centred_grams_whichever_matrices_are_smaller(
+def test_section_3_biased_is_the_correlation_of_centred_grams_whichever_are_smaller(
     n: int, p: int, q: int, seed: int
 ) -> None:
     x, y = normal(n, p, seed=seed), normal(n, q, seed=seed + 1)
@@ -98,6 +98,11 @@ def test_section_3_independent_features_of_many_samples() -> None:
     x, y = normal(500, 100), normal(500, 100, seed=1)
     assert cka(x, y) == pytest.approx(0.166, abs=0.005)
     assert abs(unbiased_cka(x, y)) < 0.005
+    batched = MinibatchCKA()
+    for a, b in zip(x.split(50), y.split(50), strict=True):
+        batched.add(gram(a), gram(b))
+    assert abs(batched.unbiased) < 0.015
+    assert batched.biased > 0.6  # sqrt(100 * 100 / (150 * 150)), of batches of 50
 
 
 def test_section_3_noise_on_top_also_in_minibatches() -> None:
@@ -113,7 +118,7 @@ def test_section_3_noise_on_top_also_in_minibatches() -> None:
     assert batched.samples == 1024
 
 
-def test_one_batch_is_all_and_several_are_their_sums() -> None:
+def test_section_3_one_batch_is_all_and_several_are_their_sums() -> None:
     x, y = normal(26, 5).float(), normal(26, 7, seed=1).float()
     whole, parts = MinibatchCKA(), MinibatchCKA()
     whole.add(gram(x), gram(y))

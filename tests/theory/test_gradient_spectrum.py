@@ -56,7 +56,7 @@ def two() -> GradientSpectrum:
     return gradient_spectrum(Half(), x, y, subset_size=P, subsets=2, batches=240, batch_size=4)
 
 
-def test_a_known_covariance_of_gradients_is_found_where_the_sample_misleads(two: GradientSpectrum) -> None:
+def test_section_6_a_known_covariance_of_gradients_is_found_where_the_sample_misleads(two: GradientSpectrum) -> None:
     truth = spectral_content(TWO, P)
     assert two.alpha == truth.alpha
     assert largest(two.sample.mean, truth.share) > 0.15
@@ -97,7 +97,7 @@ def test_subsets_differ_and_have_a_band() -> None:
     assert other.population != found.population
 
 
-def test_the_control_lies_below_where_coordinates_move_together_and_beside_where_they_do_not() -> None:
+def test_section_6_the_control_lies_below_where_coordinates_move_together() -> None:
     variances = 1 / np.arange(1, 61)
     rotation, _ = np.linalg.qr(np.random.default_rng(7).standard_normal((60, 60)))
     x, y = normal(480, variances)

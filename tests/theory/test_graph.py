@@ -159,7 +159,7 @@ class Tokens(nn.Module):
         return torch.cat([self.token.expand(len(x), -1, -1), self.layer(x)], 1) * self.gain
 
 
-def test_constants_are_nodes_if_asked() -> None:
+def test_section_4_1_constants_are_nodes_if_asked() -> None:
     assert ops(graph_of(Tokens(), torch.ones(2, 3, 2))) == ["placeholder", "linear", "cat", "mul", "output"]
     graph = graph_of(Tokens(), torch.ones(2, 3, 2), constants=True)
     assert ops(graph) == ["parameter", "placeholder", "expand", "linear", "cat", "mul", "output"]
@@ -167,7 +167,7 @@ def test_constants_are_nodes_if_asked() -> None:
     assert graph.path_count() == 2
 
 
-def test_attention_is_its_two_layers_even_where_torch_would_fuse_it() -> None:
+def test_section_4_1_attention_is_its_two_layers_even_where_torch_would_fuse_it() -> None:
     encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).requires_grad_(False)
     assert torch.backends.mha.get_fastpath_enabled()
     graph = graph_of(encoder, torch.ones(1, 3, 4))

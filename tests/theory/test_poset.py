@@ -160,7 +160,7 @@ class _Residual(nn.Module):
 
 @settings(max_examples=8)
 @given(st.integers(0, 10_000), st.integers(3, 6), st.data())
-def test_everything_is_what_brute_force_says(seed: int, count: int, data: st.DataObject) -> None:
+def test_section_4_1_everything_is_what_brute_force_says(seed: int, count: int, data: st.DataObject) -> None:
     poset = LayerPoset.of(RandomDag(seed, count), torch.ones(1, 3))
     nodes, names = poset.graph.nodes, poset.layers
     paths = [
@@ -224,7 +224,7 @@ def test_a_diamond_by_hand() -> None:
 # Shared weights
 
 
-def test_a_layer_called_again_on_its_own_output_has_no_order() -> None:
+def test_section_4_1_a_layer_called_again_on_its_own_output_has_no_order() -> None:
     layer = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="0 runs again on what was made of its own output"):
         LayerPoset.of(nn.Sequential(layer, nn.ReLU(), layer), torch.ones(1, 3))
@@ -243,7 +243,7 @@ class Siamese(nn.Module):
         return self.head(torch.cat([self.b(self.a(x)), second], 1))
 
 
-def test_layers_that_share_their_weight_side_by_side_are_one_element() -> None:
+def test_section_4_1_layers_that_share_their_weight_side_by_side_are_one_element() -> None:
     poset = LayerPoset.of(Siamese(False), (torch.ones(1, 3), torch.ones(1, 3)))
     assert (poset.layers, poset.chains, poset.length, poset.paths) == (("a", "b", "head"), 1, 3, 2)
     assert verdicts(poset, "a") == (True, False, True, True)

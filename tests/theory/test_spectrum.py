@@ -94,7 +94,7 @@ def test_many_dimensions_are_thinned_at_whole_directions() -> None:
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30).filter(lambda found: max(found) > 1e-3), st.integers(0, 20))
-def test_psi_is_monotone_and_concave_from_0_to_1_whatever_the_unit(values: list[float], zeros: int) -> None:
+def test_section_6_psi_is_monotone_and_concave_from_0_to_1_whatever_the_unit(values: list[float], zeros: int) -> None:
     eigenvalues, d = np.array(values), len(values) + zeros
     psi = spectral_content(eigenvalues, d)
     steps = np.diff(psi.share)
@@ -171,6 +171,12 @@ def test_section_6_table_of_errors(name: str) -> None:
         assert spectrum.residual < 0.08
 
 
+@pytest.mark.parametrize(("name", "accepted"), [("identity", 0.03), ("two-point", 0.03), ("uniform", 0.05)])
+def test_section_6_three_observations_a_dimension_are_enough(name: str, accepted: float) -> None:
+    raw, found, _ = errors(name, 1200, P)
+    assert found <= accepted < raw
+
+
 @pytest.mark.parametrize(("name", "accepted"), [("identity", 0.06), ("two-point", 0.14), ("uniform", 0.13)])
 def test_section_6_at_the_papers_128_of_2000_the_shape_is_not_resolved_but_much_nearer(
     name: str, accepted: float
@@ -197,7 +203,7 @@ def test_section_6_two_points_are_found_as_two_points() -> None:
     assert far > 4 * near
 
 
-def test_nine_spikes_are_counted_and_freed_of_their_bias() -> None:
+def test_section_6_nine_spikes_are_counted_and_freed_of_their_bias() -> None:
     """A sample's spike at l has its eigenvalue at l (1 + gamma / (l - 1)), here 3 % and more above."""
     eigenvalues = sampled("spikes", 800, P)
     found = population_spectrum(eigenvalues, 800, P)
@@ -211,7 +217,7 @@ def test_nine_spikes_are_counted_and_freed_of_their_bias() -> None:
 
 @settings(max_examples=8)
 @given(st.sampled_from([(60, 30), (30, 60), (40, 40)]), st.floats(0, 3), st.floats(-6, 6), st.integers(0, 2**31))
-def test_what_is_found_is_a_law_with_the_samples_mean_whatever_the_unit(
+def test_section_6_what_is_found_is_a_law_with_the_samples_mean_whatever_the_unit(
     sizes: tuple[int, int], decay: float, unit: float, seed: int
 ) -> None:
     n, p = sizes

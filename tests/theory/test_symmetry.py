@@ -100,7 +100,7 @@ def test_torchvision_s_resnet_18_has_it() -> None:
     assert sign_symmetry(model, "conv1", x) == ("bn1.weight", "bn1.running_mean")
 
 
-def test_the_layer_s_own_bias_turns_with_it_unless_the_batch_takes_it_away() -> None:
+def test_section_4_3_the_layer_s_own_bias_turns_with_it_unless_the_batch_takes_it_away() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).double()
     x = torch.randn(20, 4)
@@ -222,6 +222,26 @@ def test_names_and_networks_that_are_not_there() -> None:
         sign_symmetry(LayerNormCNN(10), "conv9", torch.randn(2, 1, 28, 28))
     with pytest.raises(ValueError, match="VisionTransformer"):
         residual_stream(LayerNormCNN(10))
+
+
+def test_section_4_3_a_stale_mean_is_forgotten_by_a_tenth_a_batch_and_reset_ones_are_worse() -> None:
+    """Of the shift that a mean of the old sign makes, 0.9^k is left after k batches: 2e-4 after 79."""
+    model, x = small_resnet()
+    right = negate_(model, "conv1.weight", "bn1.running_mean")
+    stale = negate_(model, "conv1.weight")
+    before = (stale.bn1.running_mean - right.bn1.running_mean).clone()
+    with torch.no_grad():
+        for _ in range(79):
+            stale.train()(x)
+            right.train()(x)
+    left = stale.bn1.running_mean - right.bn1.running_mean
+    torch.testing.assert_close(left, before * 0.9**79, rtol=1e-6, atol=1e-12)
+    assert pytest.approx(2.4e-4, abs=1e-5) == 0.9**79
+    assert torch.equal(stale.bn1.running_var, right.bn1.running_var)
+    turned = negate_(model, "conv1.weight", "bn1.running_mean").eval()
+    reset = copy.deepcopy(turned)
+    reset.bn1.reset_running_stats()
+    assert apart(turned, reset.eval(), x) > apart(turned, negate_(model, "conv1.weight").eval(), x)
 
 
 @pytest.mark.long

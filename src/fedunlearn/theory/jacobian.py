@@ -97,12 +97,12 @@ def jacobian_control(
     """Compare each layer's Jacobian law before and after negation, and the gradient of the loss.
 
     Theorem 3 (main body, (5); supplement, Theorem 6, (51)-(52)) bounds the distance of the laws by A TV(Y_-; -Y_-)
-    above the negated layers, where Y_- are their outputs, which nobody defined in print. Of the bound only the
-    direction can be tested, for A is astronomical. At and below them the paper's bound, by TV((X, Y_-); (X, -Y_-)), is
-    vacuous: Y_- is a function of X, the two laws live on graphs that meet only where Y_- = 0, and the distance is
-    P(Y_- != 0), which is 1 for continuous laws. What is left there is to measure, with either sign: where the law of X
-    is symmetric and all is odd below the negated layers, for example, J after has at them the law of -J, and below
-    them that of J, each time the opposite of the sign in (52).
+    above the negated layers, where Y_- are their outputs, as the main body says and the supplement does not. Of the
+    bound only the direction can be tested, for A is astronomical. At and below them the paper's bound, by TV((X, Y_-);
+    (X, -Y_-)), is vacuous: Y_- is a function of X, the two laws live on graphs that meet only where Y_- = 0, and the
+    distance is P(Y_- != 0), which is 1 for continuous laws. What is left there is to measure, with either sign: where
+    the law of X is symmetric and all is odd below the negated layers, for example, J after has at them the law of -J,
+    and below them that of J, each time the opposite of the sign in (52).
 
     The model is evaluated, in eval mode; it is left as it was. Where a BatchNorm reads a negated layer and its running
     mean follows, the network above is another, and the theorem speaks of Y_- less that mean.
