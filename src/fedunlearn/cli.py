@@ -18,7 +18,7 @@ from fedunlearn.commands.runs import (
     run_experiment,
     tune_method,
 )
-from fedunlearn.commands.theory import theory
+from fedunlearn.commands.theory import advise, theory
 
 __all__ = ["app", "main"]
 
@@ -41,6 +41,7 @@ app.command("reproduce")(reproduce_artefact)
 app.command("experiments")(list_experiments)
 app.command("methods")(list_methods)
 app.command("recommend")(recommend_methods)
+app.command("advise")(advise)
 app.add_typer(theory)
 
 

@@ -13,24 +13,31 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Generic, TypeVar, cast
 
+import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
 
 from fedunlearn.atomic import FileError, read_json, write_json
 from fedunlearn.backends.in_process import best_device
+from fedunlearn.data.datasets import DataSet
 from fedunlearn.environment import determinants
+from fedunlearn.evaluation.scores import Scores, average_gap
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.layers import FIRST as FIRST_LAYER
 from fedunlearn.layers import Selection, plan, select
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD
+from fedunlearn.randomness import generator
+from fedunlearn.runfolder import RunFolder
 from fedunlearn.subject import FIRST, LAST, Subject, subjects
 from fedunlearn.theory.activations import Similarity, compare
+from fedunlearn.theory.advice import Advice, Candidate, advise
 from fedunlearn.theory.bound import Bound, bound_along, loss_gap
 from fedunlearn.theory.gradient_spectrum import GradientSpectrum, gradient_spectrum
 from fedunlearn.theory.grafting import LayerGap, graft, graftable, layer_gaps, negation_gaps
 from fedunlearn.theory.jacobian import JacobianControl, jacobian_control
-from fedunlearn.theory.losses import double_backward
+from fedunlearn.theory.losses import Samples, double_backward
 from fedunlearn.theory.optimality import Conditions, conditions, lwo_norm
 from fedunlearn.theory.poset import LayerPoset
 from fedunlearn.weights import Weights
@@ -133,7 +140,7 @@ def _averaged(results: Sequence[Any]) -> Any:
         if any(one.keys() != first.keys() for one in results):
             raise ValueError("the seeds' results differ in what they are of: look at each seed by itself, with --seed")
         return {key: _averaged([one[key] for one in results]) for key in first}
-    if isinstance(first, tuple):
+    if isinstance(first, tuple) and not all(isinstance(part, str) for part in first):
         if any(len(one) != len(first) for one in results):
             raise ValueError("the seeds' results differ in length: look at each seed by itself, with --seed")
         return tuple(_averaged(parts) for parts in zip(*results, strict=True))
@@ -284,6 +291,114 @@ _SUBSETS = 20
 
 
 @dataclass(frozen=True)
+class Advised:
+    """Layer sets that might be negated, and what came of those that the run's methods negate.
+
+    Attributes:
+        candidates: by name.
+        depth: of each, how many layers run before its first one.
+        outcomes: of each that a method of the run negates, the average gap to Retrain in percentage points, mean over all
+            scored rounds of recovery: it is large for what forgets too little, and for what recovers late.
+        samples: see `Advice`.
+    """
+
+    candidates: Mapping[str, Candidate]
+    depth: Mapping[str, int]
+    outcomes: Mapping[str, float]
+    samples: tuple[int, int]
+
+    def rules(self) -> dict[str, list[float]]:
+        """The adviser's score and two simple ones', of each set with an outcome; the smallest is the best."""
+        names = [name for name in self.candidates if name in self.outcomes]
+        known = [(self.candidates[name].prediction, self.depth[name]) for name in names]
+        return {
+            "the adviser": [found.distance for found, _ in known if found],
+            "the first layer first": [float(depth) for _, depth in known],
+            "the largest loss after negation first": [-found.loss for found, _ in known if found],
+        }
+
+    def came(self) -> list[float]:
+        """The outcomes, in the order of `rules`."""
+        return [self.outcomes[name] for name in self.candidates if name in self.outcomes]
+
+
+def advised(subject: Subject, sets: tuple[tuple[str, ...], ...] = ()) -> Advised:
+    """Of the sets that the run's methods negate, if any does, else of all single layers and consecutive pairs.
+
+    Args:
+        subject: of the run.
+        sets: these instead.
+    """
+    network = subject.network(subject.original)
+    negated = {
+        tuple(part.name for part in select(network, method.layers)): label for label, method in subject.negating.items()
+    }
+    found = advise(
+        network,
+        subject.example,
+        sets=sets or tuple(negated) if len(negated) > 1 else sets,
+        fresh=subject.network(subject.fresh("advice")),
+        trained_on=subject.retained,
+        unseen=subject.test,
+        seed=subject.seed,
+    )
+    gaps = gaps_on_the_way(subject.home, subject.seed)
+    outcomes = {one.name: gaps[negated[one.layers]] for one in found.candidates if one.layers in negated}
+    return _advised(network, subject.example, found, outcomes)
+
+
+def advised_alone(
+    model: nn.Module,
+    example: Tensor | None,
+    sets: tuple[tuple[str, ...], ...] = (),
+    fresh: nn.Module | None = None,
+    data: DataSet | None = None,
+    most: int = 2000,
+) -> Advised:
+    """Of a network without a run.
+
+    Args:
+        model: the network; trained, where there are data.
+        example: an input of two samples; None: taken from the data.
+        sets: of layers; none: all single ones and consecutive pairs.
+        fresh: the same network, newly drawn.
+        data: whose training samples it was trained on, and whose test samples it was not.
+        most: samples of either kind.
+    """
+    both: dict[str, Samples] = {}
+    if data is not None:
+        for name, samples in (("trained_on", data.train), ("unseen", data.test)):
+            chosen = torch.randperm(len(samples.labels), generator=generator("advice", name))[:most]
+            both[name] = samples.inputs(chosen, None, torch.device("cpu")), samples.labels[chosen]
+        example = both["unseen"][0][:2]
+    assert example is not None
+    found = advise(model, example, sets=sets, fresh=fresh, **both)
+    return _advised(model, example, found, {})
+
+
+def _advised(model: nn.Module, example: Tensor, found: Advice, outcomes: Mapping[str, float]) -> Advised:
+    poset = LayerPoset.of(model, example)
+    places = {one.name: min(map(poset.layers.index, poset.select(one.layers))) for one in found.candidates}
+    return Advised({one.name: one for one in found.candidates}, places, outcomes, found.samples)
+
+
+def gaps_on_the_way(home: RunFolder, seed: int) -> dict[str, float]:
+    """Each method's average gap to Retrain's last model, mean over the scored rounds of its recovery."""
+    rows = [row for record in home.records(seed) if not record.failed for row in record.rows if row.scores is not None]
+    recovering = [row for row in rows if row.phase == "recover"]
+    target = [row.scores for row in recovering if row.method == REFERENCE][-1]
+    scored: dict[str, list[Scores]] = {}
+    for row in recovering:
+        if row.scores is not None:
+            scored.setdefault(row.method, []).append(row.scores)
+    return {
+        method: fmean(average_gap([scores], [target]).of_means for scores in along)
+        for method, along in scored.items()
+        if target is not None
+    }
+
+
+@dataclass(frozen=True)
 class Bounds:
     """The least time that unlearning takes, by method (Theorem 5, Table 3).
 
@@ -430,6 +545,7 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
         Diagnosis("jacobian", JacobianControl, control),
         Diagnosis("spectrum", Spectra, spectra),
         Diagnosis("bound", Bounds, bounds),
+        Diagnosis("advice", Advised, advised),
     )
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fedunlearn.diagnoses import Found
 
-__all__ = ["theory"]
+__all__ = ["advise", "theory"]
 
 theory = typer.Typer(
     name="theory", help="Compute what the paper's theory says of a network, or of a run's models.", no_args_is_help=True
@@ -130,6 +130,53 @@ def optimality(
     network, example, about, folder = _looked_at(model, shape, output)
     found = conditions(network, tuple(layer) if layer else FIRST, example)
     _publish(Found("optimality", about, command_line(), (), (Optimality(found, {}),)), folder, as_json)
+
+
+def advise(
+    model: Network,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option("--layer", metavar="NAME[,NAME]", help="A set to compare; several times. Else layers and pairs."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE.safetensors", help="Of the trained network, where MODEL is one.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The data set that it was trained on, where MODEL is one.")
+    ] = None,
+    shape: Shape = "3,224,224",
+    seeds: Seeds = None,
+    most: Most = 2000,
+    data_dir: DataDir = None,
+    output: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Say which layers to negate in a network, and why; of a run, beside what came of those that it negated."""
+    sets = tuple(tuple(part.strip() for part in text.split(",")) for text in layer or ())
+    if _is_run(model):
+        _diagnose("advice", Path(model), seeds, most, data_dir, as_json, sets=sets)
+        return
+    if (weights is None) != (data is None):
+        raise ValueError(
+            "predictions need both the trained weights and the data: give --weights and --data, or neither"
+        )
+    from fedunlearn.diagnoses import Found, advised_alone
+    from fedunlearn.models import build
+
+    folder = output or Path("theory") / model.replace(":", ".")
+    if weights is None or data is None:
+        network, example, about, _ = _looked_at(model, shape, folder)
+        found = advised_alone(network, example, sets)
+    else:
+        from fedunlearn.checkpoint import load_weights
+        from fedunlearn.data import datasets
+
+        held = datasets.load(data, data_dir)
+        network, fresh = (build(model, held.classes, held.shape) for _ in range(2))
+        load_weights(weights).into(network)
+        about = f"{model} on {data}"
+        found = advised_alone(network, None, sets, fresh, held, most)
+    _publish(Found("advice", about, command_line(), (), (found,)), folder, as_json)
 
 
 @theory.command("cka")

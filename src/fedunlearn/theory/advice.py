@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import permutations
 from statistics import fmean
 
 import numpy as np
@@ -23,7 +24,7 @@ from fedunlearn.theory.losses import Samples
 from fedunlearn.theory.optimality import Conditions, conditions
 from fedunlearn.theory.poset import LayerPoset
 
-__all__ = ["Advice", "Candidate", "Prediction", "advise", "candidates"]
+__all__ = ["Advice", "Agreement", "Candidate", "Prediction", "advise", "agreement", "candidates"]
 
 VANISHING = 0.1
 """Of its gradient before negation: a layer with less counts as starved."""
@@ -71,14 +72,22 @@ class Candidate:
         conditions: of Theorem 7 on it.
         cauchy_by_paths: whether every path from input to output meets it exactly once, as Theorem 6 needs.
         prediction: None where no data are at hand.
-        says: why it stands where it stands, in a sentence.
     """
 
     layers: tuple[str, ...]
     conditions: Conditions
     cauchy_by_paths: bool
     prediction: Prediction | None
-    says: str = ""
+
+    @property
+    def name(self) -> str:
+        """The layers, as one."""
+        return ", ".join(self.layers)
+
+    @property
+    def says(self) -> str:
+        """What to expect of it, and what the theory has to say to it, in a sentence."""
+        return f"{'; '.join(_clauses(self))}."
 
 
 @dataclass(frozen=True)
@@ -114,8 +123,8 @@ def advise(
     """Say which layers to negate, and why.
 
     The paper wants a perturbation that is strong (C1) and resilient (C2). Both can be seen before any recovery: as long
-    as a model remembers, it is surer of samples that it was trained on than of others, and as long as it is of use it is
-    right about the others. So a set of layers is ranked by its distance from no memory and all use.
+    as a model remembers, it is surer of samples that it was trained on than of others, and as long as it is of use it
+    is right about the others. So a set of layers is ranked by its distance from no memory and all use.
 
     Args:
         model: as trained; left as it was. Its last layer is what the output comes from directly.
@@ -146,7 +155,68 @@ def advise(
     if predictor:
         found.sort(key=lambda one: one.prediction.distance if one.prediction else 0.0)
     counts = (len(trained_on[1]), len(unseen[1])) if predictor and trained_on and unseen else (0, 0)
-    return Advice(tuple(replace(one, says=_said(one)) for one in found), counts)
+    return Advice(tuple(found), counts)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether a rule orders layer sets as they turned out.
+
+    Attributes:
+        tau: Kendall's tau-b of the rule's order and of the outcomes', mean over networks; 1: the same.
+        p: how often orders drawn at random have a tau as large or larger.
+        regret: by how much the outcome of the rule's first choice is above the best one's, mean over networks.
+    """
+
+    tau: float
+    p: float
+    regret: float
+
+
+def agreement(rules: Sequence[Sequence[float]], outcomes: Sequence[Sequence[float]], *, seed: int = 0) -> Agreement:
+    """Hold a rule against outcomes.
+
+    Args:
+        rules: for each network the rule's score of each layer set, the smallest the best.
+        outcomes: for each network what came of each set, such as an average gap, likewise.
+        seed: of the random orders, where there are more than 50,000.
+
+    Raises:
+        ValueError: a network has fewer than two sets, or scores and outcomes differ in number.
+    """
+    if any(len(rule) != len(came) or len(rule) < 2 for rule, came in zip(rules, outcomes, strict=True)):
+        raise ValueError("an order needs two layer sets at least, each with a score and an outcome")
+
+    def tau(*scores: NDArray[np.float64]) -> float:
+        return fmean(_kendall(own, np.asarray(came)) for own, came in zip(scores, outcomes, strict=True))
+
+    scores = [np.asarray(rule, float) for rule in rules]
+    found = tau(*scores)
+    orders = _orders(scores, seed)
+    as_large = [tau(*drawn) >= found - _ROUNDING for drawn in orders]
+    regrets = [came[int(np.argmin(own))] - min(came) for own, came in zip(scores, outcomes, strict=True)]
+    return Agreement(found, fmean(as_large), fmean(regrets))
+
+
+def _orders(scores: Sequence[NDArray[np.float64]], seed: int) -> Iterator[list[NDArray[np.float64]]]:
+    """All orders of one network's scores, where that can be done; else that of each drawn at random, and their own."""
+    if len(scores) == 1 and math.factorial(len(scores[0])) <= _MOST_ORDERS:
+        yield from ([np.asarray(order)] for order in permutations(scores[0]))
+        return
+    rng = np.random.default_rng(seed)
+    yield list(scores)
+    for _ in range(_DRAWN_ORDERS):
+        yield [rng.permutation(own) for own in scores]
+
+
+_MOST_ORDERS, _DRAWN_ORDERS, _ROUNDING = 50_000, 9_999, 1e-12
+
+
+def _kendall(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Tau-b; 0 where one of them orders nothing."""
+    signs = [np.sign(values[:, None] - values[None, :]) for values in (one, other)]
+    ordered = math.sqrt(float(np.square(signs[0]).sum() * np.square(signs[1]).sum()))
+    return float((signs[0] * signs[1]).sum()) / ordered if ordered else 0.0
 
 
 @dataclass(frozen=True)
@@ -166,8 +236,8 @@ class _Predictor:
         x, y = trained_on
         if min(len(y), len(unseen[1])) < _FEWEST:
             raise ValueError(
-                f"{len(y)} samples that were trained on and {len(unseen[1])} that were not are too few to predict from: "
-                f"give {_FEWEST} of each at least"
+                f"{len(y)} samples that were trained on and {len(unseen[1])} others are too few to predict from: give "
+                f"{_FEWEST} of each at least"
             )
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
         half = len(y) // 2
@@ -250,11 +320,6 @@ def _share(value: float, none: float, whole: float) -> float:
     return (value - none) / (whole - none) if whole != none else 0.0
 
 
-def _said(one: Candidate) -> str:
-    """A sentence: what to expect, and what the theory has to say to it."""
-    return "; ".join(_clauses(one)) + "."
-
-
 def _clauses(one: Candidate) -> Iterator[str]:
     found = one.prediction
     if found is not None:
@@ -263,7 +328,7 @@ def _clauses(one: Candidate) -> Iterator[str]:
         elif found.useful < _LITTLE:
             yield f"forgets, but recovers slowly: {max(found.useful, 0):.0%} of what it can do is left"
         else:
-            yield f"forgets ({max(found.memory, 0):.0%} of memory is left) and keeps {found.useful:.0%} of what it can do"
+            yield f"forgets ({max(found.memory, 0):.0%} of memory is left) and keeps {found.useful:.0%} of what it can"
         if found.starved:
             yield f"little gradient reaches {', '.join(found.starved)}"
     if one.conditions.covered_by_theorem:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedunlearn.diagnoses import FOLDER, Bounds, Found, Gaps, Optimality, Similarities, Spectra, read_found
+from fedunlearn.diagnoses import FOLDER, Advised, Bounds, Found, Gaps, Optimality, Similarities, Spectra, read_found
 from fedunlearn.report.rendering import REPORT, THEORY, render, write, write_pictures
-from fedunlearn.report.theory import bound, cka, coadaptation, jacobian, optimality, poset, spectrum
+from fedunlearn.report.theory import advice, bound, cka, coadaptation, jacobian, optimality, poset, spectrum
 from fedunlearn.report.theory.section import Section
 from fedunlearn.theory.jacobian import JacobianControl
 from fedunlearn.theory.poset import Ordered
@@ -23,6 +23,7 @@ def _cka(found: Similarities) -> Section:
 
 SECTIONS: Mapping[str, tuple[type[Any], Callable[[Any], Section]]] = {
     "poset": (Ordered, poset.section),
+    "advice": (Advised, advice.section),
     "optimality": (Optimality, lambda found: optimality.section(found.conditions, found.norms)),
     "cka": (Similarities, _cka),
     "coadaptation": (Gaps, lambda found: coadaptation.section(found.gaps)),

@@ -1,0 +1,108 @@
+"""Which layers to negate: candidates ranked, and the ranking beside what came of them where a run knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fedunlearn.diagnoses import Advised
+from fedunlearn.report.drawing import LIGHT, WIDE, Picture, axes_for, put_legend
+from fedunlearn.report.theory.section import Section
+from fedunlearn.theory.advice import Agreement, Candidate, agreement
+
+__all__ = ["agreements", "section"]
+
+_HEADS = (
+    ("layers", ""),
+    ("distance", "from no memory and all use; the smallest is advised"),
+    ("memory", "left after negation, 1 as before"),
+    ("use", "left after negation, 1 as before"),
+    ("loss", "after negation"),
+    ("optimality", "preserved, as far as is known"),
+    ("Cauchy", "every path meets it once"),
+)
+_FEWEST = 3  # outcomes: with two there is hardly an order
+
+
+def section(found: Advised) -> Section:
+    """The candidates, the best first, each with a sentence; with outcomes, how well they agree."""
+    ranked = _ranked(found)
+    predicted = all(one.prediction for one in ranked)
+    heads = [head for head in _HEADS if predicted or head[0] not in ("distance", "memory", "use", "loss")]
+    if found.outcomes:
+        heads.append(("measured gap", "percentage points, mean over the scored rounds of recovery"))
+    heads.append(("why", ""))
+    rows = tuple(tuple(_cells(one, found)) for one in ranked)
+    pictures = (_plane(ranked),) if predicted else ()
+    return Section("advice", "Which layers to negate", tuple(_says(found, ranked)), tuple(heads), rows, pictures)
+
+
+def agreements(results: Sequence[Advised]) -> dict[str, Agreement]:
+    """How well each rule orders the sets of one network or several, each a mean over its seeds."""
+    rules = [one.rules() for one in results]
+    came = [one.came() for one in results]
+    return {name: agreement([rule[name] for rule in rules], came) for name in rules[0]}
+
+
+def _ranked(found: Advised) -> list[Candidate]:
+    """By what is predicted; without, as they run."""
+    return sorted(found.candidates.values(), key=lambda one: one.prediction.distance if one.prediction else 0.0)
+
+
+def _cells(one: Candidate, found: Advised) -> Iterator[str]:
+    yield one.name
+    if one.prediction is not None:
+        for value in (one.prediction.distance, one.prediction.memory, one.prediction.useful, one.prediction.loss):
+            yield f"{value:.2f}"
+    yield "yes" if one.conditions.preserved else "unknown"
+    yield "yes" if one.cauchy_by_paths else "no"
+    if found.outcomes:
+        yield f"{found.outcomes[one.name]:.2f}" if one.name in found.outcomes else ""
+    yield one.says
+
+
+def _says(found: Advised, ranked: Sequence[Candidate]) -> Iterator[str]:
+    best = ranked[0]
+    if best.prediction is None:
+        yield "Without a trained model and data nothing is predicted: the candidates stand as they run."
+        return
+    yield f"Negate {best.name}: it {best.says[0].lower()}{best.says[1:]}"
+    trained_on, unseen = found.samples
+    yield f"Predicted from {trained_on:,} samples that it was trained on and {unseen:,} others, without any training."
+    if len(found.outcomes) < _FEWEST:
+        yield "How far such predictions can be trusted is measured in docs/theory.md."
+        return
+    for name, one in agreements([found]).items():
+        yield (
+            f"Ranking by {name}: Kendall's tau {one.tau:+.2f} with the measured gaps of {len(found.outcomes)} sets (p "
+            f"{one.p:.2f} by permutation); its first choice is {one.regret:.2f} points above the best."
+        )
+
+
+def _plane(ranked: Sequence[Candidate]) -> Picture:
+    """Memory and use left, a number a candidate, in the order of the table."""
+    points = [(one.prediction.memory, one.prediction.useful) for one in ranked if one.prediction]
+    with axes_for(
+        "What negation would leave", "memory left", "use left", WIDE, ["candidate", "wanted", "untouched", "anew"]
+    ) as (
+        figure,
+        axes,
+    ):
+        axes.plot(*zip(*points, strict=True), "o", color=LIGHT["c1"], label="candidate", markersize=4)
+        for label, place, marker, colour in (
+            ("wanted", (0, 1), "*", "c3"),
+            ("untouched", (1, 1), "s", "c2"),
+            ("anew", (0, 0), "D", "c4"),
+        ):
+            axes.plot(*place, marker, color=LIGHT[colour], label=label, markersize=6)
+        for number, (x, y) in enumerate(points[:_NUMBERED], start=1):
+            axes.annotate(str(number), (x, y), xytext=(4, 3), textcoords="offset points", color=LIGHT["ink"])
+        put_legend(figure, axes)
+    told = "; ".join(f"{one.name} {x:.2f} and {y:.2f}" for one, (x, y) in zip(ranked, points, strict=True))
+    caption = (
+        "How much memory of single samples, and how much use, each candidate's negation leaves; numbers are rows of "
+        "the table. Best is the upper left corner."
+    )
+    return Picture("theory-advice", figure, f"Memory and use left: {told}.", caption)
+
+
+_NUMBERED = 12  # candidates whose number there is room for
