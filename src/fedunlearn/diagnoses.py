@@ -24,7 +24,7 @@ from fedunlearn.layers import FIRST as FIRST_LAYER
 from fedunlearn.layers import Selection, plan, select
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
-from fedunlearn.programs import SGD, Constant
+from fedunlearn.programs import SGD, Constant, LocalTraining
 from fedunlearn.samples import batch_count
 from fedunlearn.subject import FIRST, LAST, Subject, subjects
 from fedunlearn.theory.activations import Similarity, compare
@@ -330,17 +330,9 @@ def bounds(subject: Subject) -> Bounds:
     Raises:
         ValueError: the run kept no model on the way, or has not one learning rate.
     """
-    training = subject.simulation.training
-    optimizer = training.optimizer
-    lr = getattr(optimizer, "lr", None)
-    if lr is None:
-        raise ValueError(f"{optimizer!r} has no learning rate, which time is measured in: give it a field lr")
-    rate = lr / (1 - optimizer.momentum) if isinstance(optimizer, SGD) else lr
-    if not isinstance(training.schedule, Constant):
-        raise ValueError("a bound's time has one learning rate: run it with training.schedule Constant")
-    batches = [batch_count(samples, training.batch_size) for samples in _stay(subject)]
-    steps = fmean(ceil(training.epochs * number) for number in batches)  # of a round
-    clients = ceil(round(subject.plan.training.participation * len(batches), 9))  # as `backends.sampled` has it
+    training, held = subject.simulation.training, _stay(subject)
+    rate, steps = _pace(training, held)
+    clients = ceil(round(subject.plan.training.participation * len(held), 9))  # as `backends.sampled` has it
     retrained, best = subject.models[REFERENCE, LAST], longest(subject)
     target = _gap(subject, retrained)
     found: dict[str, Bound] = {}
@@ -365,6 +357,26 @@ def bounds(subject: Subject) -> Bounds:
     sample = subject.simulation.setting.flops
     per_step = clients * training.batch_size * (sample.forward + sample.backward)
     return Bounds(found, measured, per_step / rate)
+
+
+def _pace(training: LocalTraining, held: Sequence[int]) -> tuple[float, float]:
+    """How far a step goes in the long run, by its learning rate and momentum, and the steps of a round.
+
+    Args:
+        training: of a client.
+        held: samples of each client.
+
+    Raises:
+        ValueError: there is not one learning rate.
+    """
+    optimizer = training.optimizer
+    lr = getattr(optimizer, "lr", None)
+    if lr is None:
+        raise ValueError(f"{optimizer!r} has no learning rate, which time is measured in: give it a field lr")
+    if not isinstance(training.schedule, Constant):
+        raise ValueError("a bound's time has one learning rate: run it with training.schedule Constant")
+    rate = lr / (1 - optimizer.momentum) if isinstance(optimizer, SGD) else lr
+    return rate, fmean(ceil(training.epochs * batch_count(samples, training.batch_size)) for samples in held)
 
 
 def longest(subject: Subject) -> Weights:
