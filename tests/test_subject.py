@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from diagnosed import LABELS, ROUNDS, kept_run, quick
 from fedunlearn.checkpoint import load_weights
@@ -72,8 +73,8 @@ def test_samples_are_the_clients_own_without_those_for_validation(subject: Subje
     leaves, *stay = partition.classes
     assert torch.bincount(subject.forgotten[1], minlength=10).tolist() == list(leaves)
     assert torch.bincount(y, minlength=10).tolist() == [sum(held) for held in zip(*stay, strict=True)]
-    rows = [{tuple(one.flatten().tolist()) for one in samples} for samples in (x, subject.forgotten[0])]
-    assert rows[0].isdisjoint(rows[1])
+    held = [{tuple(one.flatten().tolist()) for one in samples} for samples in (x, subject.forgotten[0])]
+    assert held[0].isdisjoint(held[1])
     assert torch.equal(subject.example, x[:2])
 
 
@@ -95,10 +96,12 @@ def test_they_are_drawn_from_all_clients(folder: Path) -> None:
     few = next(subjects(folder, most=20))
     federation = few.simulation.federation.where(Rest(few.plan.forgotten))
     replies = federation.run(Inputs(), few.original, Turn(3, "evaluate", 0))
-    held = {
-        client: {tuple(x.flatten().tolist()) for x in reply.values["x"]} for client, reply in replies if reply.values
-    }
-    drawn = {tuple(x.flatten().tolist()) for x in few.retained[0]}
+
+    def rows(samples: Tensor) -> set[tuple[float, ...]]:
+        return {tuple(x.flatten().tolist()) for x in samples}
+
+    held = {client: rows(reply.values["x"]) for client, reply in replies if reply.values}
+    drawn = rows(few.retained[0])
     assert list(held) == ["1", "2", "3"]
     assert all(drawn & of for of in held.values())
 
@@ -131,7 +134,7 @@ def test_only_complete_seeds_are_looked_at(copy: Path) -> None:
     with pytest.raises(FolderError, match=r"seed 3 of .*copy is not complete: let the run go on, by the same command"):
         complete_seeds(copy, (3, 4))
     (copy / "seed-4" / "4-NoT" / "complete.json").unlink()
-    with pytest.raises(FolderError, match="no seed of .*copy is complete: let the run go on"):
+    with pytest.raises(FolderError, match=r"no seed of .*copy is complete: let the run go on"):
         complete_seeds(copy)
 
 
