@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _READABLE, _NARROW = 100, 80  # columns
-_WIDEST = 40  # characters of a column
+_WIDEST = 48  # characters of a column
 
 
 def console(width: int | None = None) -> Console:

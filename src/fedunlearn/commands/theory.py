@@ -56,11 +56,13 @@ def _diagnose(
 def _publish(found: Found[Any], folder: Path, as_json: bool) -> None:
     from fedunlearn.console import print_section
     from fedunlearn.report.page import publish
+    from fedunlearn.report.rendering import REPORT
     from fedunlearn.report.report import assemble
     from fedunlearn.report.theory.page import publish_found, section_of
 
     page = publish_found(found, folder)
-    if _is_run(folder):
+    report = folder / REPORT
+    if _is_run(folder) and not (report.exists() and page.name in report.read_text(encoding="utf-8")):
         publish([assemble(folder)], folder)  # whose page links to the theory's from now on
     if as_json:
         print_json({"folder": str(folder), **found.summary()})
