@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _READABLE, _NARROW = 100, 80  # columns
+_WIDEST = 48  # characters of a column
 
 
 def console(width: int | None = None) -> Console:
@@ -205,20 +206,33 @@ def print_comparison(comparison: Comparison) -> None:
 
 def print_reproduction(reproduction: Reproduction) -> None:
     """The paper's numbers beside ours, a table a block, and what came of the comparison."""
-    from fedunlearn.report.tables import BESIDE, beside
+    from fedunlearn.report.tables import beside, how_to_read
 
     out = console()
     out.print(reproduction.title, style="bold")
-    for shape in reproduction.blocks:
-        heads, rows = beside(shape)
-        out.print(f"\n{shape.heading}", style="bold")
-        table = _table(*("\n".join(head) for head in heads[1:]))
-        for row in rows:
-            table.add_row(*row)
-        out.print(table)
-        for sentence in shape.sentences():
+    for block in reproduction.blocks:
+        heads, rows = beside(block)
+        out.print(f"\n{block.heading}", style="bold")
+        _print_columns(["\n".join(head) for head in heads], rows)
+        for sentence in block.sentences():
             out.print(sentence, width=_READABLE)
-    out.print(f"\n{BESIDE}", width=_READABLE)
+    for said in how_to_read(reproduction):
+        out.print(f"\n{said}", width=_READABLE)
+
+
+def print_section(section: Section) -> None:
+    """What a diagnosis of the theory found."""
+    out = console()
+    out.print(section.title, style="bold")
+    _print_columns([head for head, _ in section.heads], section.rows)
+    explained: dict[str, list[str]] = {}
+    for head, explanation in section.heads:
+        if head and explanation:
+            explained.setdefault(explanation, []).append(head)
+    for explanation, heads in explained.items():
+        out.print(f"{', '.join(heads)}: {explanation}", width=_READABLE, style="dim")
+    for sentence in section.says:
+        out.print(sentence, width=_READABLE)
 
 
 def print_capabilities(candidates: Sequence[Candidate]) -> None:
@@ -340,6 +354,38 @@ def _table(*headings: str, first: str = "Method") -> Table:
     return table
 
 
+def _print_columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose columns may be too many for the terminal: the others stand below, their rows named again."""
+    out = console()
+    widths = [_width(head, [row[at] for row in rows]) for at, head in enumerate(heads)]
+    for number, columns in enumerate(_fitting(widths, out.width)):
+        if number:
+            out.print()
+        table = Table(header_style="bold", box=None, pad_edge=False)
+        for at in columns:
+            left = at == 0 or widths[at] == _WIDEST  # sentences
+            table.add_column(heads[at], justify="left" if left else "right", width=widths[at], overflow="fold")
+        for row in rows:
+            table.add_row(*(row[at] for at in columns))
+        out.print(table)
+
+
+def _width(head: str, cells: Sequence[str]) -> int:
+    """Of a column: its cells are not broken before they are sentences, its head is, between words."""
+    return min(max(map(len, (*head.split(), *cells)), default=1), _WIDEST)
+
+
+def _fitting(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """Columns side by side in so much room, each time with the first one."""
+    columns = [0]
+    for at in range(1, len(widths)):
+        if len(columns) > 1 and sum(widths[one] + 1 for one in (*columns, at)) > room + 1:
+            yield columns
+            columns = [0]
+        columns.append(at)
+    yield columns
+
+
 def _spread(s: Spread | None) -> str:
     return "" if s is None else f"{s.mean:.2f}±{s.sd:.2f}\n({s.distance:.2f})"
 
@@ -347,17 +393,3 @@ def _spread(s: Spread | None) -> str:
 def _interval(found: Interval, digits: int) -> str:
     value, low, high = (f"{100 * x:.{digits}f}" for x in (found.value, found.low, found.high))
     return f"{value} ({low}\N{EN DASH}{high})"
-
-
-def print_section(section: Section) -> None:
-    """What a diagnosis of the theory found."""
-    out = console()
-    out.print(section.title, style="bold")
-    table = Table(
-        *("\n".join(filter(None, head)) for head in section.heads), header_style="bold", box=None, pad_edge=False
-    )
-    for row in section.rows:
-        table.add_row(*row)
-    out.print(table)
-    for sentence in section.says:
-        out.print(sentence, width=_READABLE)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import chain, islice
+from math import ceil, isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Generic, TypeVar, cast
@@ -27,9 +28,10 @@ from fedunlearn.layers import FIRST as FIRST_LAYER
 from fedunlearn.layers import Selection, plan, select
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
-from fedunlearn.programs import SGD
+from fedunlearn.programs import SGD, Constant, LocalTraining
 from fedunlearn.randomness import generator
 from fedunlearn.runfolder import RunFolder
+from fedunlearn.samples import batch_count
 from fedunlearn.subject import FIRST, LAST, Subject, subjects
 from fedunlearn.theory.activations import Similarity, compare
 from fedunlearn.theory.advice import Advice, Candidate, advise
@@ -85,8 +87,11 @@ class Found(Generic[T]):
         return averaged(self.results)
 
     def summary(self) -> dict[str, Any]:
-        """What a script would want of it, and what `read_found` reads."""
-        return {"format": _FORMAT, **dataclasses.asdict(self)}
+        """What a script would want of it, and what `read_found` reads.
+
+        JSON has no NaN and no infinity: they are texts, ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+        """
+        return {"format": _FORMAT, **_plain(dataclasses.asdict(self))}
 
     def write(self, folder: Path) -> Path:
         """As JSON, ``theory/NAME.json`` in a folder; gives the file.
@@ -116,35 +121,47 @@ def read_found(path: Path, kind: type[T]) -> Found[T]:
             raise FileError(f"{path} is no diagnosis of this version: remove it, to have it anew")
         results = TypeAdapter(tuple[kind, ...]).validate_python(content.pop("results"))  # type: ignore[valid-type]
         said = TypeAdapter(Found[Any]).validate_python({**content, "results": ()})
-    except (ValidationError, KeyError, TypeError, AttributeError) as error:
-        told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+    except (ValidationError, KeyError) as error:
+        told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"it lacks {error}"
         raise FileError(f"{path} is no diagnosis ({told}): remove it, to have it anew") from None
     return replace(said, results=results)
 
 
 def averaged(results: Sequence[T]) -> T:
-    """The mean of results that are built alike: of every number in them; all else is the first one's.
+    """The mean of results that are built alike: of every real number in them.
+
+    What one of them does not have, the mean does not have either; sentences are those of all; whole numbers and names
+    are the first one's. The moments of a `Bound` are of each way by itself, and not in the mean of several.
 
     Raises:
         ValueError: they are not built alike.
     """
-    return cast(T, _averaged(results))
+    return cast(T, _averaged(results)) if len(results) > 1 else results[0]
 
 
 def _averaged(results: Sequence[Any]) -> Any:
     first = results[0]
+    if any(one is None for one in results):
+        return None
+    if any(type(one) is not type(first) for one in results):
+        raise ValueError("the seeds' results differ in kind: look at each seed by itself, with --seed")
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in dataclasses.fields(first)]
-        return replace(first, **{name: _averaged([getattr(one, name) for one in results]) for name in names})
+        own: dict[str, Any] = {"checkpoints": ()} if isinstance(first, Bound) else {}
+        names = [field.name for field in dataclasses.fields(first) if field.name not in own]
+        return replace(first, **own, **{name: _averaged([getattr(one, name) for one in results]) for name in names})
     if isinstance(first, Mapping):
         if any(one.keys() != first.keys() for one in results):
             raise ValueError("the seeds' results differ in what they are of: look at each seed by itself, with --seed")
         return {key: _averaged([one[key] for one in results]) for key in first}
-    if isinstance(first, tuple) and not all(isinstance(part, str) for part in first):
+    if isinstance(first, tuple):
+        if all(isinstance(part, str) for one in results for part in one):
+            return tuple(dict.fromkeys(chain.from_iterable(results)))
         if any(len(one) != len(first) for one in results):
             raise ValueError("the seeds' results differ in length: look at each seed by itself, with --seed")
         return tuple(_averaged(parts) for parts in zip(*results, strict=True))
-    return fmean(results) if isinstance(first, float) and None not in results else first
+    if isinstance(first, float):
+        return fmean(results) if all(map(isfinite, results)) else sum(results)  # fmean cannot add infinities up
+    return first
 
 
 @dataclass(frozen=True)
@@ -262,14 +279,16 @@ class Spectra:
 def spectra(subject: Subject) -> Spectra:
     """At what each method's unlearning step left, on what stays."""
     x, y = subject.retained
-    names = [name for name, _ in subject.network(subject.original).named_parameters()]
-    block = next((glob for glob in _FIRST_BLOCKS if any(fnmatchcase(name, glob) for name in names)), None)
+    sizes = {name: one.numel() for name, one in subject.network(subject.original).named_parameters()}
+    block = next((glob for glob in _FIRST_BLOCKS if any(fnmatchcase(name, glob) for name in sizes)), None)
+    elements = sum(size for name, size in sizes.items() if fnmatchcase(name, block or "*"))
     return Spectra(
         {
             label: gradient_spectrum(
                 subject.network(subject.models[label, FIRST]),
                 x,
                 y,
+                subset_size=min(_SUBSET, elements),
                 subsets=_SUBSETS,
                 batches=_FEW_BATCHES if block else _MANY_BATCHES,
                 parameters=[block] if block else None,
@@ -286,8 +305,11 @@ _FIRST_BLOCKS = ("layer1.0.*", "encoder.layers.encoder_layer_0.*")
 _FEW_BATCHES, _MANY_BATCHES = 128, 2048
 """Gradients: the paper's numbers, for these networks and for others."""
 
-_SUBSETS = 20
-"""Of coordinates. The paper has 100; a curve over 20 of them differs by less than the 10 % and 90 % quantiles do."""
+_SUBSET, _SUBSETS = 2000, 20
+"""Coordinates in a subset, as the paper has it, where there are so many; and subsets.
+
+The paper has 100; a curve over 20 of them differs by less than the 10 % and 90 % quantiles do.
+"""
 
 
 @dataclass(frozen=True)
@@ -297,8 +319,8 @@ class Advised:
     Attributes:
         candidates: by name.
         depth: of each, how many layers run before its first one.
-        outcomes: of each that a method of the run negates, the average gap to Retrain in percentage points, mean over all
-            scored rounds of recovery: it is large for what forgets too little, and for what recovers late.
+        outcomes: of each that a method of the run negates, the average gap to Retrain in percentage points, mean over
+            all scored rounds of recovery: it is large for what forgets too little, and for what recovers late.
         samples: see `Advice`.
     """
 
@@ -418,19 +440,14 @@ def bounds(subject: Subject) -> Bounds:
     """Along each method's kept models, at 0 and at rounds that about double.
 
     Time is learning rate times steps, divided by 1 - momentum where there is momentum; a step is one batch at each
-    client.
+    client that takes part.
 
     Raises:
-        ValueError: the run kept no model on the way, or its optimizer is not SGD.
+        ValueError: the run kept no model on the way, or has not one learning rate.
     """
-    training = subject.simulation.training
-    optimizer = training.optimizer
-    lr = getattr(optimizer, "lr", None)
-    if lr is None:
-        raise ValueError(f"{optimizer!r} has no learning rate, which time is measured in: give it a field lr")
-    rate = lr / (1 - optimizer.momentum) if isinstance(optimizer, SGD) else lr
-    clients = len(_stay(subject))
-    steps = fmean(-(-n // training.batch_size) for n in _stay(subject)) * training.epochs  # of a round
+    training, held = subject.simulation.training, _stay(subject)
+    rate, steps = _pace(training, held)
+    clients = ceil(round(subject.plan.training.participation * len(held), 9))  # as `backends.sampled` has it
     retrained, best = subject.models[REFERENCE, LAST], longest(subject)
     target = _gap(subject, retrained)
     found: dict[str, Bound] = {}
@@ -457,6 +474,26 @@ def bounds(subject: Subject) -> Bounds:
     return Bounds(found, measured, per_step / rate)
 
 
+def _pace(training: LocalTraining, held: Sequence[int]) -> tuple[float, float]:
+    """How far a step goes in the long run, by its learning rate and momentum, and the steps of a round.
+
+    Args:
+        training: of a client.
+        held: samples of each client.
+
+    Raises:
+        ValueError: there is not one learning rate.
+    """
+    optimizer = training.optimizer
+    lr = getattr(optimizer, "lr", None)
+    if lr is None:
+        raise ValueError(f"{optimizer!r} has no learning rate, which time is measured in: give it a field lr")
+    if not isinstance(training.schedule, Constant):
+        raise ValueError("a bound's time has one learning rate: run it with training.schedule Constant")
+    rate = lr / (1 - optimizer.momentum) if isinstance(optimizer, SGD) else lr
+    return rate, fmean(ceil(training.epochs * batch_count(samples, training.batch_size)) for samples in held)
+
+
 def longest(subject: Subject) -> Weights:
     """Retrain, trained for twice as long: its loss stands for the least there is (eq. 86)."""
     simulation = subject.simulation
@@ -471,14 +508,15 @@ def _until_reached(
 ) -> Iterator[tuple[int, Weights]]:
     """A path up to the model whose gap first is as far from the first one's as ``target`` is; else all of it.
 
-    The terms of noise are integrals to the moment of unlearning.
+    The terms of noise are integrals to the moment of unlearning. A way has two models at least, also where the first
+    one's gap is that of the target.
     """
-    start = None
-    for rounds, weights in path:
+    first, *others = path
+    yield first
+    start = _gap(subject, first[1])
+    for rounds, weights in others:
         yield rounds, weights
-        gap = _gap(subject, weights)
-        start = gap if start is None else start
-        if (gap - start) * (target - start) >= (target - start) ** 2:
+        if (_gap(subject, weights) - start) * (target - start) >= (target - start) ** 2:
             return
 
 
@@ -579,22 +617,27 @@ def diagnose(
     """
     decides = {"samples": most, **options, **determinants(best_device())}
     path = run / FOLDER / f"{name}.json"
-    found: Found[Any] = Found(name, "", command, (), (), _as_json(decides))
+    found: Found[Any] = Found(name, "", command, (), (), _plain(decides))
     with suppress(FileError):
         if path.exists() and (before := read_found(path, DIAGNOSES[name].kind)).decides == found.decides:
             found = before  # of another code, say, or of other samples, it is done anew
     known = dict(zip(found.seeds, found.results, strict=True))
-    results = {}
+    asked = []
     for subject in subjects(run, most=most, seeds=seeds, data_dir=data_dir):
-        seed = subject.seed
-        results[seed] = known[seed] if seed in known else DIAGNOSES[name].of(subject, **options)
-        found = replace(
-            found, about=subject.plan.title, command=command, seeds=tuple(results), results=tuple(results.values())
-        )
-        found.write(run)
-        yield seed
-    return found
+        asked.append(subject.seed)
+        found = replace(found, about=subject.plan.title, command=command)
+        if subject.seed not in known:
+            known[subject.seed] = DIAGNOSES[name].of(subject, **options)
+            found = replace(found, seeds=tuple(known), results=tuple(known.values()))
+            found.write(run)  # with those of seeds that are not asked for now: they took as long
+        yield subject.seed
+    return replace(found, seeds=tuple(asked), results=tuple(known[seed] for seed in asked))
 
 
-def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads(json.dumps(values)))
+def _plain(value: Any) -> Any:
+    """As JSON has it: lists, and texts for numbers that it does not know."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return json.dumps(value) if isinstance(value, float) and not isfinite(value) else value

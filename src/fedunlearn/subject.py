@@ -22,7 +22,7 @@ from fedunlearn.runner import kept_models, kept_on_the_way
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.weights import Weights
 
-__all__ = ["FIRST", "LAST", "Inputs", "Subject", "subjects"]
+__all__ = ["FIRST", "LAST", "Inputs", "Subject", "complete_seeds", "subjects"]
 
 FIRST, LAST = "first", "last"
 """Moments of a model: what the unlearning step left, and what recovery ended with."""
@@ -60,7 +60,8 @@ class Subject:
         plan: the run's experiment.
         home: the run's folder.
         simulation: of the seed.
-        models: by method and moment; of the model before the request there is the last alone.
+        models: by method and moment; of the model before the request there is the last alone. A method that diverged
+            at one of the seeds is in none of them, as in the run's tables.
         most: of the samples of a kind, so many at most, drawn at random.
     """
 
@@ -151,23 +152,58 @@ def subjects(
         data_dir: see `fedunlearn.data.datasets.load`.
 
     Raises:
-        FolderError: it is no run's folder, holds several runs, or none of the seeds is complete.
+        FolderError: see `complete_seeds`; or the run was with other data.
+    """
+    complete = complete_seeds(folder, seeds)
+    home, plan = RunFolder(folder), load(folder / "experiment.toml")
+    lost = {record.label for seed in complete for record in home.records(seed) if record.failed}
+    setting = Setting.of(plan, data_dir=data_dir)
+    _require_same(home, setting)
+    for seed in complete:
+        models = {
+            (label, FIRST if moment == "unlearned" else LAST): weights
+            for label, moment, weights in kept_models(home, seed)
+            if label not in lost
+        }
+        yield Subject(plan, home, Simulation(setting, seed), models, most)
+
+
+def _require_same(home: RunFolder, setting: Setting) -> None:
+    """Else the samples would be others than those that its models were trained on."""
+    then = home.sessions[-1]["decides"] if home.sessions else {}
+    if other := [name for name, digest in setting.digests().items() if then.get(name, digest) != digest]:
+        raise FolderError(
+            f"{home.path} was run with other {', '.join(other)} than there is now: look at it where its data are"
+        )
+
+
+def complete_seeds(folder: Path, seeds: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The seeds of a run that can be looked at.
+
+    Args:
+        folder: of the run.
+        seeds: that are asked for; none: all that are complete.
+
+    Raises:
+        FolderError: it is no run's folder, holds several runs, or has kept no models; or a seed that is asked for is
+            not of the run or not complete, or none is.
     """
     home = RunFolder(folder)
     if [folder] != (several := runs_in(folder)):
         raise FolderError(f"{folder} holds the runs of several requests: take {several[0]}")
     home.experiment  # noqa: B018 - which raises where this is no run's folder
     plan = load(folder / "experiment.toml")
+    if plan.shadow is not None:
+        raise FolderError(f"{folder} is a shadow, made for an audit, which keeps no models: take the run itself")
     if strangers := [seed for seed in seeds if seed not in plan.seeds]:
         raise FolderError(f"{folder} has no seed {strangers[0]}: take one of {', '.join(map(str, plan.seeds))}")
     if not (plan.keep.first and plan.keep.last):
         raise FolderError(
             "a diagnosis looks at the models that a run has kept: run it with keep.first and keep.last true"
         )
-    complete = [seed for seed in seeds or plan.seeds if home.complete(plan, seed)]
+    complete = tuple(seed for seed in plan.seeds if home.complete(plan, seed))
+    if waiting := [seed for seed in seeds if seed not in complete]:
+        raise FolderError(f"seed {waiting[0]} of {folder} is not complete: let the run go on, by the same command")
     if not complete:
         raise FolderError(f"no seed of {folder} is complete: let the run go on, by the same command")
-    setting = Setting.of(plan, data_dir=data_dir)
-    for seed in complete:
-        models = {(label, FIRST if moment == "unlearned" else LAST): w for label, moment, w in kept_models(home, seed)}
-        yield Subject(plan, home, Simulation(setting, seed), models, most)
+    return tuple(seed for seed in complete if seed in (seeds or complete))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedunlearn.evaluation import published as module
-from fedunlearn.evaluation.published import names, published, whole_of
+from fedunlearn.evaluation.published import finding, names, published, quantity, runs_of, titles, whole_of
 
 
 def test_a_block_as_it_stands_in_the_paper() -> None:
@@ -33,7 +33,7 @@ def test_a_row_of_table_8_whose_printed_gap_does_not_follow_from_its_means() -> 
 
 
 def test_every_block_can_be_read_and_its_gaps_follow_from_its_means() -> None:
-    tables = [name for name in names() if name.startswith("table-")]
+    tables = [name for name in names() if name.startswith("table-") and quantity(name) == "gap"]
     assert len(tables) == 15
     for name in tables:
         rows = {row.method: row for row in published(name).rows}
@@ -77,6 +77,72 @@ def test_figure_1_draws_four_methods_of_table_1() -> None:
 
 def test_centralized_unlearning_has_no_bytes() -> None:
     assert {row.bytes for row in published("table-2/cifar-10/resnet-18").rows} == {None}
+
+
+def test_table_3_as_it_is_printed() -> None:
+    found = finding("table-3/cifar-10/cnn")
+    assert found.title == "Table 3: Estimated lower bound on unlearning time"
+    assert (found.dataset, found.model) == ("cifar-10", "cnn")
+    assert found.columns == ("t", "FLOPs")
+    assert found.rows == {"FT": (2.46, 1.51e14), "NoT": (0.04, 2.33e12)}
+    assert finding("table-3/caltech-101/vit").rows["NoT"] == (0.0006, 3.56e16)
+
+
+def test_figure_3_as_it_is_read_off() -> None:
+    found = finding("figure-3/cifar-10/cnn")
+    assert found.columns[:4] == ("l1.conv", "l1.relu", "l1.pool", "l1.norm")
+    assert list(found.rows) == [
+        *("Retrain, first", "NoT, first", "first layer kept, rest drawn anew"),
+        *("first layer negated, rest drawn anew", "FT, last", "Retrain, last", "NoT, last"),
+    ]
+    assert {len(row) for row in found.rows.values()} == {len(found.columns)} == {9}
+    assert found.rows["NoT, first"] == (1.0, 0.89, 0.92, 0.94, 0.85, 0.69, 0.7, 0.7, 0.27)
+    assert found.rows["NoT, last"][-1] == 0.94
+
+
+def test_figures_7_and_8_have_two_curves_unread_and_a_range() -> None:
+    for part in ("cifar-10/resnet-18", "caltech-101/vit"):
+        found = finding(f"figure-7/{part}")
+        assert (found.columns, found.rows) == ((), {})
+    for part in ("cifar-10/cnn", "cifar-10/resnet-18", "caltech-101/vit"):
+        found = finding(f"figure-8/{part}")
+        assert found.columns == ("NoT's dimension, of Retrain's",)
+        assert found.rows == {"at 100 %": ((0.7, 0.8),)}
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        *(("table-3", "bound"), ("table-3/cifar-10/cnn", "bound"), ("figure-3", "cka"), ("figure-7/x/y", "cka")),
+        *(("figure-8", "spectrum"), ("table-1", "gap"), ("figure-4", "gap"), ("figure-1", "gap")),
+    ],
+)
+def test_what_each_is_of(name: str, of: str) -> None:
+    assert quantity(name) == of
+
+
+def test_scores_and_findings_are_not_taken_for_each_other() -> None:
+    for name in names():
+        if quantity(name) == "gap":
+            assert published(name).rows
+            with pytest.raises(ValueError, match=f"{name} has scores, and no finding of a diagnosis"):
+                finding(name)
+        else:
+            assert finding(name).title
+            with pytest.raises(ValueError, match=rf"{name} has no scores, but what a diagnosis finds \("):
+                published(name)
+    with pytest.raises(ValueError, match="the paper has no 'table-3/x/y': take one of "):
+        finding("table-3/x/y")
+
+
+def test_whose_runs_an_artefact_is_found_in() -> None:
+    assert runs_of("figure-1") == {"table-1/caltech-101/vit"}
+    assert runs_of("figure-3") == {"table-3/cifar-10/cnn"}
+    assert runs_of("figure-7") == {"table-3/cifar-10/resnet-18", "table-3/caltech-101/vit"}
+    three = {"table-3/cifar-10/cnn", "table-3/cifar-10/resnet-18", "table-3/caltech-101/vit"}
+    assert runs_of("figure-8") == runs_of("table-3") == three <= set(names())
+    assert runs_of("table-1") == runs_of("figure-4") == set()
+    assert {"table-3", "figure-3", "figure-7", "figure-8"} <= set(titles())
 
 
 def test_a_table_that_is_not_there_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fedunlearn.diagnoses import Found
+    from fedunlearn.layers import Selection
 
 __all__ = ["advise", "theory"]
 
@@ -40,23 +42,27 @@ def _diagnose(
     most: int,
     data_dir: Path | None,
     as_json: bool,
+    output: Path | None = None,
     **options: Any,
 ) -> None:
     from fedunlearn.diagnoses import diagnose
+    from fedunlearn.subject import complete_seeds
 
-    chosen, command = tuple(seeds or ()), command_line()
-    steps = diagnose(name, run, seeds=chosen, most=most, data_dir=data_dir, command=command, **options)
-    _publish(watch(steps, 0, run, partial(of_seed, name)), run, as_json)
+    chosen = complete_seeds(run, tuple(seeds or ()))
+    steps = diagnose(name, run, seeds=chosen, most=most, data_dir=data_dir, command=command_line(), **options)
+    _publish(watch(steps, len(chosen), run, partial(of_seed, name)), output or run, as_json)
 
 
 def _publish(found: Found[Any], folder: Path, as_json: bool) -> None:
     from fedunlearn.console import print_section
     from fedunlearn.report.page import publish
+    from fedunlearn.report.rendering import REPORT
     from fedunlearn.report.report import assemble
     from fedunlearn.report.theory.page import publish_found, section_of
 
     page = publish_found(found, folder)
-    if _is_run(folder):
+    report = folder / REPORT
+    if _is_run(folder) and not (report.exists() and page.name in report.read_text(encoding="utf-8")):
         publish([assemble(folder)], folder)  # whose page links to the theory's from now on
     if as_json:
         print_json({"folder": str(folder), **found.summary()})
@@ -69,21 +75,50 @@ def _is_run(path: str | Path) -> bool:
     return (Path(path) / "experiment.toml").exists()
 
 
-def _looked_at(model: str, shape: str, output: Path | None) -> tuple[nn.Module, Tensor, str, Path]:
-    """A network and an example of its input, what it is called, and where to write what is found of it."""
+@dataclass(frozen=True)
+class _LookedAt:
+    """A network.
+
+    Attributes:
+        module: it.
+        example: two inputs.
+        layers: to negate.
+        about: what it is called.
+        folder: where to write what is found of it.
+    """
+
+    module: nn.Module
+    example: Tensor
+    layers: Selection
+    about: str
+    folder: Path
+
+
+def _looked_at(
+    model: str, layers: list[str] | None, shape: str, output: Path | None, data_dir: Path | None
+) -> _LookedAt:
     import torch
 
+    from fedunlearn.layers import FIRST
     from fedunlearn.models import build
 
     if _is_run(model):
         from fedunlearn.experimentfile import load
+        from fedunlearn.methods.negation import NoT
         from fedunlearn.simulation import Setting
 
-        setting = Setting.of(load(Path(model) / "experiment.toml"))
+        plan = load(Path(model) / "experiment.toml")
+        setting = Setting.of(plan, data_dir=data_dir)
+        negated = next((method.layers for method in plan.methods if isinstance(method, NoT)), FIRST)
         example = torch.zeros(2, *setting.data.shape)
-        return setting.architecture.template, example, setting.experiment.title, output or Path(model)
+        selection = tuple(layers) if layers else negated
+        return _LookedAt(setting.architecture.template, example, selection, plan.title, output or Path(model))
+    if Path(model).is_dir():
+        raise ValueError(f"{model} is no run's folder, and no network has such a name")
     inputs = input_shape(shape)
-    return build(model, 10, inputs), torch.zeros(2, *inputs), model, output or Path("theory") / model.replace(":", ".")
+    folder = output or Path("theory") / model.replace(":", ".")
+    selection = tuple(layers) if layers else FIRST
+    return _LookedAt(build(model, 10, inputs).eval(), torch.zeros(2, *inputs), selection, model, folder)
 
 
 Network = Annotated[
@@ -97,16 +132,20 @@ Folder = Annotated[
 
 @theory.command("poset")
 def poset(
-    model: Network, layer: Layers = None, shape: Shape = "3,224,224", output: Folder = None, as_json: Json = False
+    model: Network,
+    layer: Layers = None,
+    shape: Shape = "3,224,224",
+    output: Folder = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
 ) -> None:
     """Which layers come before which, and which sets of them every path meets once (Definition 5, Theorem 6)."""
     from fedunlearn.diagnoses import Found
-    from fedunlearn.layers import FIRST
     from fedunlearn.theory.poset import LayerPoset
 
-    network, example, about, folder = _looked_at(model, shape, output)
-    found = LayerPoset.of(network, example).judged(tuple(layer) if layer else FIRST)
-    _publish(Found("poset", about, command_line(), (), (found,)), folder, as_json)
+    network = _looked_at(model, layer, shape, output, data_dir)
+    found = LayerPoset.of(network.module, network.example).judged(network.layers)
+    _publish(Found("poset", network.about, command_line(), (), (found,)), network.folder, as_json)
 
 
 @theory.command("optimality")
@@ -121,15 +160,14 @@ def optimality(
 ) -> None:
     """Whether negated layers are still optimal ones, and why (Theorem 7, Lemma 8, Definition 7)."""
     if _is_run(model):
-        _diagnose("optimality", Path(model), seeds, 100, data_dir, as_json, layers=tuple(layer or ()))
+        _diagnose("optimality", Path(model), seeds, 100, data_dir, as_json, output, layers=tuple(layer or ()))
         return
     from fedunlearn.diagnoses import Found, Optimality
-    from fedunlearn.layers import FIRST
     from fedunlearn.theory.optimality import conditions
 
-    network, example, about, folder = _looked_at(model, shape, output)
-    found = conditions(network, tuple(layer) if layer else FIRST, example)
-    _publish(Found("optimality", about, command_line(), (), (Optimality(found, {}),)), folder, as_json)
+    network = _looked_at(model, layer, shape, output, data_dir)
+    found = conditions(network.module, network.layers, network.example)
+    _publish(Found("optimality", network.about, command_line(), (), (Optimality(found, {}),)), network.folder, as_json)
 
 
 def advise(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from fedunlearn.diagnoses import Bounds, Found, Similarities, Spectra
@@ -30,11 +31,15 @@ def grid_of(report: Report, experiment: str, name: str, found: Found[Any]) -> Gr
         experiment: its name, with the scale before it.
         name: of what it stands beside, such as ``figure-3/cifar-10/cnn``.
         found: by the diagnosis that this is of.
+
+    Raises:
+        ValueError: a method that the paper's numbers are of is not in the run, or came to no end.
     """
     printed = finding(name)
     told, columns, rows = _GRIDS[quantity(name)](found.results, printed, report)
     facts = about(report, experiment) | {"seeds": found.seeds}
-    known = {label: printed.rows.get(label, ()) for label, _ in rows}
+    alike = set(printed.columns) <= set(columns)  # else it is of another network, whose positions have no place here
+    known: dict[str, Sequence[float | tuple[float, float]]] = {**printed.rows, **_ratio(printed)} if alike else {}
     return Grid(
         **facts,
         published=name,
@@ -43,7 +48,7 @@ def grid_of(report: Report, experiment: str, name: str, found: Found[Any]) -> Gr
         quantity=told,
         columns=columns,
         rows=tuple(
-            GridRow(label, tuple(_entry(known[label], at, values) for at, values in enumerate(ours)))
+            GridRow(label, tuple(_entry(known.get(label, ()), at, values) for at, values in enumerate(ours)))
             for label, ours in rows
         ),
         says=section_of(found).says,
@@ -56,7 +61,7 @@ def _entry(printed: Sequence[float | tuple[float, float]], at: int, ours: Sequen
 
 def _bounds(results: Sequence[Bounds], printed: Finding, report: Report) -> tuple[str, tuple[str, ...], list[Row]]:
     """The bound as printed and corrected, in time and FLOPs, and when the gap was closed; FT's as so many NoT's."""
-    label = report.counterpart(NOT) or NOT
+    first, second = (_there(report, method, results[0].bounds) for method in (FINE_TUNING, NOT))
 
     def values(read: Callable[[Bounds, str], float | None], method: str) -> list[float | None]:
         return [read(one, method) for one in results]
@@ -67,17 +72,30 @@ def _bounds(results: Sequence[Bounds], printed: Finding, report: Report) -> tupl
         lambda one, method: one.bounds[method].corrected,
         lambda one, method: one.measured[method],
     ]
-    rows = [
-        (told, [values(read, method) for read in reads]) for told, method in ((FINE_TUNING, FINE_TUNING), (NOT, label))
-    ]
+    rows = [(told, [values(read, method) for read in reads]) for told, method in ((FINE_TUNING, first), (NOT, second))]
     ratio = [
-        [_over(ft, own) for ft, own in zip(values(read, FINE_TUNING), values(read, label), strict=True)]
-        for read in reads
+        [_over(ft, own) for ft, own in zip(values(read, first), values(read, second), strict=True)] for read in reads
     ]
     return "bound", (*printed.columns, "t, corrected", "t, measured"), [*rows, (_RATIO, ratio)]
 
 
 _RATIO = f"{FINE_TUNING} / {NOT}"
+
+
+def _ratio(printed: Finding) -> dict[str, tuple[float, ...]]:
+    """What of Table 3 can be compared between settings."""
+    if not {FINE_TUNING, NOT} <= printed.rows.keys():
+        return {}
+    pairs = zip(printed.rows[FINE_TUNING], printed.rows[NOT], strict=True)
+    return {_RATIO: tuple(one / other for one, other in pairs if isinstance(one, float) and isinstance(other, float))}
+
+
+def _there(report: Report, method: str, found: Container[str]) -> str:
+    """What a method of the paper is called in a run."""
+    label = report.counterpart(method) or method
+    if label not in found:
+        raise ValueError(f"{report.name} has no {label} that came to its end, which the paper's numbers are of: run it")
+    return label
 
 
 def _over(one: float | None, other: float | None) -> float | None:
@@ -109,12 +127,13 @@ def _similarities(
             for label in labels
             if label != RANDOM
         ]
-    return "unbiased CKA", printed.columns or positions, rows
+    columns = printed.columns if len(printed.columns) == len(positions) else positions
+    return "unbiased CKA", columns, rows
 
 
 def _spectra(results: Sequence[Spectra], printed: Finding, report: Report) -> tuple[str, tuple[str, ...], list[Row]]:
     """NoT's dimension as a share of Retrain's at several levels, since the paper's is that of a curve's very end."""
-    label = report.counterpart(NOT) or NOT
+    label = _there(report, NOT, results[0].methods)
     (whole,) = printed.rows
 
     def ratios(level: float) -> list[list[float | None]]:
@@ -125,7 +144,7 @@ def _spectra(results: Sequence[Spectra], printed: Finding, report: Report) -> tu
 
 
 def _finite(value: float) -> float | None:
-    return value if value == value else None
+    return value if isfinite(value) else None
 
 
 _GRIDS: Mapping[str, Callable[[Sequence[Any], Finding, Report], tuple[str, tuple[str, ...], list[Row]]]] = {

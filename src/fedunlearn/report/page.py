@@ -22,6 +22,7 @@ from fedunlearn.report.figures import NAMES, Series
 from fedunlearn.report.rendering import AUDIT, REPORT, THEORY, render, write, write_pictures
 from fedunlearn.report.report import FILE, Comparison, Report, measures_of, told, write_report
 from fedunlearn.report.reproduction import Reproduction
+from fedunlearn.report.shape import Shape
 
 __all__ = ["page", "publish", "publish_reproduction", "reproduction_page"]
 
@@ -78,7 +79,7 @@ def publish_reproduction(reproduction: Reproduction, folder: Path) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    pictures = [pictures_of(shape) for shape in reproduction.blocks]
+    pictures = [pictures_of(block) for block in reproduction.blocks]
     write_pictures((picture for group in pictures for picture in group), folder / f"{reproduction.artefact}-figures")
     path = folder / f"{reproduction.artefact}.html"
     write(path, reproduction_page(reproduction, pictures).encode())
@@ -94,7 +95,8 @@ def reproduction_page(reproduction: Reproduction, pictures: Sequence[Sequence[Pi
         reproduction=reproduction,
         pictures=pictures,
         beside=tables.beside,
-        legend=tables.BESIDE,
+        reading=tables.how_to_read(reproduction),
+        scores=all(isinstance(block, Shape) for block in reproduction.blocks),
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedunlearn.attacks import Attack
 from fedunlearn.auditing import Audit
+from fedunlearn.evaluation.published import Quantity, quantity
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.evaluation.table import REFERENCE, Line, Spread
 from fedunlearn.report.audit_numbers import Soon, probes_of, relearnt, standings
@@ -18,7 +19,17 @@ from fedunlearn.report.reproduction import Reproduction
 from fedunlearn.report.shape import Pair, Result, Shape
 from fedunlearn.verdict import certain, conclusion, verdicts
 
-__all__ = ["BESIDE", "as_csv", "as_latex", "as_markdown", "audit_as_markdown", "beside", "beside_as_markdown", "cells"]
+__all__ = [
+    "BESIDE",
+    "as_csv",
+    "as_latex",
+    "as_markdown",
+    "audit_as_markdown",
+    "beside",
+    "beside_as_markdown",
+    "cells",
+    "how_to_read",
+]
 
 BESIDE = (
     "Ours: after all rounds; oracle: ours at the scored round closest to Retrain, the paper's way as far as can be "
@@ -27,7 +38,29 @@ BESIDE = (
     "is how well that can be read. Rank: 1 is closest to Retrain, among the methods that both have. Bytes and FLOPs: "
     "as shares of Retrain's, the only way in which the paper's can be compared, ours at the oracle's round."
 )
-"""How to read `beside`."""
+"""How to read `beside` of scores."""
+
+_FOUND: Mapping[Quantity, str] = {
+    "bound": (
+        "t: the least time to unlearn by Theorem 5 as it is printed, in learning rate times steps; corrected: with the "
+        "noise that the printed bound leaves out; measured: when the gap between what stays and what goes had come as "
+        "far as Retrain's, not defined where it had not by the last model that was kept. FLOPs: those of that time, "
+        "ours counted, the paper's three forward passes a sample. Of all this only FT / NoT can be compared."
+    ),
+    "cka": (
+        "CKA: linear, of each model's activations to those of the model before the request, position by position; ours "
+        "is unbiased, and of the paper's nobody knows. Normalised: 0 is a newly initialised network, 1 the original; "
+        "not defined where such a network is as the original."
+    ),
+    "spectrum": (
+        "NoT's dimensions as a share of Retrain's: those of the directions in which minibatch gradients vary most, "
+        "until they hold so much of the variance. The paper says neither where its curves end nor how sure they are."
+    ),
+}
+_OVER_SEEDS = (
+    "Ours: mean ± standard deviation over seeds. Paper: as printed, or as read off its figure; a range where it prints "
+    "one."
+)
 
 _HEADINGS = {"retain": "Retain", "forget": "Forget", "test": "Test", "mia": "MIA", "attack": "Attack"}
 _COSTS = {"bytes": "Bytes", "flops": "FLOPs"}
@@ -147,17 +180,26 @@ def _over_seeds(entry: Entry) -> str:
     return f"{entry.mean:.3g}" + (f" ± {entry.sd:.2g}" if entry.sd is not None else "")
 
 
+def how_to_read(reproduction: Reproduction) -> list[str]:
+    """What the columns and rows of `beside` mean, each kind of block once."""
+    return list(dict.fromkeys(map(_meaning, reproduction.blocks)))
+
+
+def _meaning(block: Shape | Grid) -> str:
+    return BESIDE if isinstance(block, Shape) else f"{_OVER_SEEDS} {_FOUND[quantity(block.published)]}"
+
+
 def beside_as_markdown(reproduction: Reproduction) -> str:
     """A section a block: what stands beside what, the table, and what came of it."""
     parts = []
-    for shape in reproduction.blocks:
-        heads, rows = beside(shape)
+    for block in reproduction.blocks:
+        heads, rows = beside(block)
         lines = [_row([" ".join(head).strip() for head in heads]), _row(["---", *["---:"] * (len(heads) - 1)])]
         lines += [_row(row) for row in rows]
-        seeds = ", ".join(map(str, shape.seeds))
-        about = f"`{shape.experiment}`, seed{'s' * (len(shape.seeds) > 1)} {seeds}. "
-        parts += [f"**{shape.heading}**", about + " ".join(shape.sentences()), "\n".join(lines)]
-    return "\n\n".join([f"`{reproduction.command}`", *parts, BESIDE]) + "\n"
+        seeds = ", ".join(map(str, block.seeds))
+        about = f"`{block.experiment}`, seed{'s' * (len(block.seeds) > 1)} {seeds}. "
+        parts += [f"**{block.heading}**", about + " ".join(block.sentences()), "\n".join(lines)]
+    return "\n\n".join([f"`{reproduction.command}`", *parts, *how_to_read(reproduction)]) + "\n"
 
 
 def audit_as_markdown(audit: Audit) -> str:

@@ -33,13 +33,14 @@ _TERMS: tuple[tuple[str, Callable[[Bound], float]], ...] = (
 
 
 def section(
-    bounds: Mapping[str, Bound], measured: Mapping[str, float], published: Mapping[str, float] | None = None
+    bounds: Mapping[str, Bound], measured: Mapping[str, float | None], published: Mapping[str, float] | None = None
 ) -> Section:
     """What the lower bound says of each method, and of the ratio of their costs.
 
     Args:
         bounds: by method; the first, natural forgetting (FT), is what the others are compared with.
-        measured: the time that each took until it counted as unlearned, in units of learning rate times steps.
+        measured: the time that each took until it counted as unlearned, in units of learning rate times steps; None
+            where it did not come to that.
         published: bounds of Table 3, by method; none where the setting is not the paper's.
 
     Raises:
@@ -48,17 +49,18 @@ def section(
     if not bounds or bounds.keys() != measured.keys():
         raise ValueError(f"bounds of {list(bounds)} and times of {list(measured)}: give both of the same methods")
     known = published or {}
+    took = {name: time for name, time in measured.items() if time is not None}
     rows = [(term, *(_told(read(one)) for one in bounds.values())) for term, read in _TERMS]
-    rows.append(("measured time", *(_told(measured[name]) for name in bounds)))
+    rows.append(("measured time", *(_told(took[name]) if name in took else "not reached" for name in bounds)))
     if known:
         rows.append(("bound in Table 3", *(_told(known[name]) if name in known else "" for name in bounds)))
     return Section(
         "bound",
         "The least time that unlearning takes",
-        tuple(_sentences(bounds, measured, known)),
+        tuple(_sentences(bounds, took, known)),
         (("term", ""), *((name, "times are learning rate times steps") for name in bounds)),
         tuple(rows),
-        (_times(bounds, measured, known),),
+        (_times(bounds, took, known),),
     )
 
 
@@ -74,8 +76,12 @@ def _sentences(bounds: Mapping[str, Bound], measured: Mapping[str, float], known
             "in Table 3": _ratio(known, first, name),
         }
         listed = ", ".join(f"{ratio} times {how}" for how, ratio in told.items() if ratio)
-        says.append(f"The time of {first} is that of {name} {listed}.")
-    above = [name for name in bounds if printed[name] > measured[name]]
+        if listed:
+            says.append(f"The time of {first} is that of {name} {listed}.")
+    never = [name for name in bounds if name not in measured]
+    if never:
+        says.append(f"The gap of {' and '.join(never)} did not come as far as Retrain's: no time could be measured.")
+    above = [name for name in bounds if name in measured and printed[name] > measured[name]]
     if above:
         says.append(f"Of {' and '.join(above)} the bound as printed is above the time that was measured.")
     empty = [name for name in bounds if corrected[name] == 0]
@@ -109,7 +115,8 @@ def _times(bounds: Mapping[str, Bound], measured: Mapping[str, float], known: Ma
             spots = [(label, shape, values[name]) for label, shape, values in shown if values.get(name, 0) > 0]
             colour = LIGHT[drawn[name].colour]
             times = [time for _, _, time in spots]
-            axes.plot([min(times), max(times)], [at, at], color=LIGHT["line"], linewidth=1.3, zorder=1)
+            if times:
+                axes.plot([min(times), max(times)], [at, at], color=LIGHT["line"], linewidth=1.3, zorder=1)
             for label, shape, time in spots:
                 filled = colour if label == "measured" else "none"
                 style: Any = {"color": colour, "marker": shape, "markerfacecolor": filled, "linestyle": "none"}
@@ -134,7 +141,7 @@ def _times(bounds: Mapping[str, Bound], measured: Mapping[str, float], known: Ma
     )
     caption = (
         "Least time by the bound, hollow, and the time that it took, filled. A bound holds where it is left of the "
-        "filled mark; one of 0 has no place on the axis."
+        "filled mark; a time of 0, or one that was not reached, has no place on the axis."
     )
     return Picture("theory-bound-times", figure, f"{_TITLE}, in learning rate times steps. {said}.", caption)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,24 @@ def publish_found(found: Found[Any], folder: Path) -> Path:
     sections = [section_of(one) for one in everything]
     write_pictures((picture for section in sections for picture in section.pictures), folder / FOLDER)
     path = folder / THEORY
-    seeds = f"Over seed{'s' * (len(found.seeds) > 1)} {', '.join(map(str, found.seeds))}. " if found.seeds else ""
     content = render(
         "theory.html",
         title=f"Theory: {found.about}",
         heading=found.about,
-        lead=f"{seeds}Each section is a definition, a bound or a diagnostic of the paper, as computed on these models.",
-        report=REPORT if (folder / REPORT).exists() else None,
-        sections=sections,
+        report=REPORT if (folder / "experiment.toml").exists() else None,  # which is made at the end of a run
+        several=len(everything) > 1,
+        sections=[(section, _over(one.seeds)) for section, one in zip(sections, everything, strict=True)],
         commands=[(section.title, one.command) for section, one in zip(sections, everything, strict=True)],
     )
     write(path, content.encode())
     return path
+
+
+def _over(seeds: Sequence[int]) -> str:
+    """What a section's numbers are the mean of; nothing of a network alone, whose weights are not looked at."""
+    if not seeds:
+        return ""
+    return f"Mean over seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else f"Of seed {seeds[0]}."
 
 
 def _read(folder: Path) -> Iterator[Found[Any]]:
