@@ -31,6 +31,7 @@ from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD, Constant, LocalTraining
 from fedunlearn.randomness import generator
 from fedunlearn.runfolder import RunFolder
+from fedunlearn.samples import Samples as RootSamples
 from fedunlearn.samples import batch_count
 from fedunlearn.subject import FIRST, LAST, Subject, subjects
 from fedunlearn.theory.activations import Similarity, compare
@@ -387,15 +388,17 @@ def advised_alone(
         data: whose training samples it was trained on, and whose test samples it was not.
         most: samples of either kind.
     """
-    both: dict[str, Samples] = {}
-    if data is not None:
-        for name, samples in (("trained_on", data.train), ("unseen", data.test)):
-            chosen = torch.randperm(len(samples.labels), generator=generator("advice", name))[:most]
-            both[name] = samples.inputs(chosen, None, torch.device("cpu")), samples.labels[chosen]
-        example = both["unseen"][0][:2]
+    trained_on, unseen = (_some(samples, most) for samples in (data.train, data.test)) if data else (None, None)
+    if unseen is not None:
+        example = unseen[0][:2]
     assert example is not None
-    found = advise(model, example, sets=sets, fresh=fresh, **both)
+    found = advise(model, example, sets=sets, fresh=fresh, trained_on=trained_on, unseen=unseen)
     return _advised(model, example, found, {})
+
+
+def _some(samples: RootSamples, most: int) -> Samples:
+    chosen = torch.randperm(len(samples.labels), generator=generator("advice", len(samples.labels)))[:most]
+    return samples.inputs(chosen, None, best_device()), samples.labels[chosen].to(best_device())
 
 
 def _advised(model: nn.Module, example: Tensor, found: Advice, outcomes: Mapping[str, float]) -> Advised:

@@ -192,7 +192,7 @@ def advise(
     """Say which layers to negate in a network, and why; of a run, beside what came of those that it negated."""
     sets = tuple(tuple(part.strip() for part in text.split(",")) for text in layer or ())
     if _is_run(model):
-        _diagnose("advice", Path(model), seeds, most, data_dir, as_json, sets=sets)
+        _diagnose("advice", Path(model), seeds, most, data_dir, as_json, output, sets=sets)
         return
     if (weights is None) != (data is None):
         raise ValueError(
@@ -201,16 +201,17 @@ def advise(
     from fedunlearn.diagnoses import Found, advised_alone
     from fedunlearn.models import build
 
-    folder = output or Path("theory") / model.replace(":", ".")
+    looked_at = _looked_at(model, None, shape, output, data_dir)
+    about, folder = looked_at.about, looked_at.folder
     if weights is None or data is None:
-        network, example, about, _ = _looked_at(model, shape, folder)
-        found = advised_alone(network, example, sets)
+        found = advised_alone(looked_at.module, looked_at.example, sets)
     else:
+        from fedunlearn.backends.in_process import best_device
         from fedunlearn.checkpoint import load_weights
         from fedunlearn.data import datasets
 
         held = datasets.load(data, data_dir)
-        network, fresh = (build(model, held.classes, held.shape) for _ in range(2))
+        network, fresh = (build(model, held.classes, held.shape).to(best_device()) for _ in range(2))
         load_weights(weights).into(network)
         about = f"{model} on {data}"
         found = advised_alone(network, None, sets, fresh, held, most)
