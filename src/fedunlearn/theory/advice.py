@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from statistics import fmean
@@ -261,8 +261,8 @@ class _Predictor:
         return Prediction(
             loss=float(F.cross_entropy(output.double(), self.y)),
             changed=float((output.argmax(1) != self.predicted).double().mean()),
-            memory=fmean(_share(now.surer, 0.5, before.surer) for now, before, _ in signs),
-            useful=fmean(_share(now.right, anew.right, before.right) for now, before, anew in signs),
+            memory=_mean_share((now.surer, 0.5, before.surer) for now, before, _ in signs),
+            useful=_mean_share((now.right, anew.right, before.right) for now, before, anew in signs),
             starved=tuple(starved),
         )
 
@@ -315,9 +315,13 @@ def _numbers(classes: Tensor) -> NDArray[np.int64]:
     return np.asarray(classes.cpu().numpy())
 
 
-def _share(value: float, none: float, whole: float) -> float:
-    """Where a value lies between none and the whole; 0 where these are the same."""
-    return (value - none) / (whole - none) if whole != none else 0.0
+def _mean_share(signs: Iterable[tuple[float, float, float]]) -> float:
+    """Where values lie between none and the whole, on average; 0 where these are too close to tell."""
+    shares = [(value - none) / (whole - none) for value, none, whole in signs if whole - none > _TELLING]
+    return fmean(shares) if shares else 0.0
+
+
+_TELLING = 0.02  # of pairs, or of samples: with less between none and the whole a share of it is noise
 
 
 def _clauses(one: Candidate) -> Iterator[str]:
