@@ -1,56 +1,81 @@
 """Write what commands have found into the documents: `python docs/draw_results.py`.
 
-Each file of `docs/reproduced`, as `fedunlearn reproduce` wrote it, fills the place in `docs/results.md` between the two
-comments that name it, `<!-- found: table-1 -->` and `<!-- end: table-1 -->`; each of `docs/audited`, an `audit.json`
-under its run's name, one in `docs/audits.md`. So the documents cannot differ from what was found.
+Each place in a document, between `<!-- found: table-1 -->` and `<!-- end: table-1 -->`, say, is filled
+from a file that a command wrote: of `docs/reproduced` (`fedunlearn reproduce`) in `docs/results.md`, of `docs/computed`
+(likewise) and `docs/advised` (`fedunlearn advise`) in `docs/theory.md`, of `docs/audited` (an `audit.json`) in
+`docs/audits.md`. So the documents cannot differ from what was found.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedunlearn.auditing import Audit
+from fedunlearn.diagnoses import Advised, read_found
 from fedunlearn.report.reproduction import read_reproduction
 from fedunlearn.report.tables import audit_as_markdown, beside_as_markdown
+from fedunlearn.report.theory.advice import advice_as_markdown
 
 DOCS = Path(__file__).parent
-PLACES: dict[str, tuple[str, Callable[[Path], str]]] = {
-    "results.md": ("reproduced", lambda path: beside_as_markdown(read_reproduction(path))),
-    "audits.md": ("audited", lambda path: audit_as_markdown(Audit.read(path))),
+
+
+def files(folder: str) -> dict[str, Path]:
+    """The files of a folder beside the documents, by name."""
+    return {path.stem: path for path in sorted((DOCS / folder).glob("*.json"))}
+
+
+def reproductions(folder: str) -> dict[str, str]:
+    """The paper's numbers beside ours, by table or figure."""
+    return {name: beside_as_markdown(read_reproduction(path)) for name, path in files(folder).items()}
+
+
+def theory() -> dict[str, str]:
+    """What diagnoses found, and whether the adviser tells the truth."""
+    advised = {name: read_found(path, Advised) for name, path in files("advised").items()}
+    return {**reproductions("computed"), "advice": advice_as_markdown(advised)}
+
+
+PLACES: dict[str, Callable[[], dict[str, str]]] = {
+    "results.md": lambda: reproductions("reproduced"),
+    "audits.md": lambda: {name: audit_as_markdown(Audit.read(path)) for name, path in files("audited").items()},
+    "theory.md": theory,
 }
-"""By document: the folder of its files, and what is written of one."""
+"""By document: what stands in its places."""
 
 
-def redrawn(text: str, folder: Path, told: Callable[[Path], str]) -> str:
-    """A document with all its places filled from the files of a folder.
+def redrawn(text: str, found: Mapping[str, str]) -> str:
+    """A document with all its places filled.
+
+    Args:
+        text: of the document.
+        found: what stands in each place.
 
     Raises:
-        ValueError: a file has no place, or a place no file.
+        ValueError: something has no place, or a place nothing that it could be filled with.
     """
-    files = {path.stem: path for path in sorted(folder.glob("*.json"))}
     places = re.findall(r"<!-- found: (\S+) -->", text)
-    if strangers := sorted(set(files) ^ set(places)):
+    if strangers := sorted(set(found) ^ set(places)):
         raise ValueError(
-            f"{strangers[0]} must be a file of {folder} and, once, a place between "
-            f"<!-- found: {strangers[0]} --> and <!-- end: {strangers[0]} -->"
+            f"{strangers[0]} must have been found and have, once, a place between <!-- found: {strangers[0]} --> and "
+            f"<!-- end: {strangers[0]} -->"
         )
-    for name, path in files.items():
+    for name, told in found.items():
         begin, end = f"<!-- found: {name} -->", f"<!-- end: {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise ValueError(f"write {begin} and {end} once each")
         before, _, rest = text.partition(begin)
         after = rest.partition(end)[2]
-        text = f"{before}{begin}\n\n{told(path)}\n{end}{after}"
+        text = f"{before}{begin}\n\n{told}\n{end}{after}"
     return text
 
 
 def main() -> None:
     """Rewrite the documents."""
-    for name, (folder, told) in PLACES.items():
+    for name, found in PLACES.items():
         document = DOCS / name
-        document.write_text(redrawn(document.read_text(encoding="utf-8"), DOCS / folder, told), encoding="utf-8")
+        document.write_text(redrawn(document.read_text(encoding="utf-8"), found()), encoding="utf-8")
 
 
 if __name__ == "__main__":

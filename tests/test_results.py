@@ -26,11 +26,10 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("document", ["results.md", "audits.md"])
+@pytest.mark.parametrize("document", ["results.md", "audits.md", "theory.md"])
 def test_the_committed_results_are_what_their_files_say(script: ModuleType, document: str) -> None:
     text = (DOCS / document).read_text(encoding="utf-8")
-    folder, told = script.PLACES[document]
-    assert script.redrawn(text, DOCS / folder, told) == text
+    assert script.redrawn(text, script.PLACES[document]()) == text
 
 
 @pytest.fixture
@@ -58,8 +57,8 @@ def reproduction(tmp_path: Path) -> Reproduction:
     return found
 
 
-def of_reproduction(path: Path) -> str:
-    return beside_as_markdown(read_reproduction(path))
+def found(folder: Path) -> dict[str, str]:
+    return {path.stem: beside_as_markdown(read_reproduction(path)) for path in folder.glob("*.json")}
 
 
 PLACE = "# Results\n\n<!-- found: table-9 -->{}<!-- end: table-9 -->\n\nMore.\n"
@@ -69,9 +68,9 @@ PLACE = "# Results\n\n<!-- found: table-9 -->{}<!-- end: table-9 -->\n\nMore.\n"
 def test_a_place_is_filled_and_nothing_else_is_changed(
     script: ModuleType, reproduction: Reproduction, tmp_path: Path, there: str
 ) -> None:
-    drawn = script.redrawn(PLACE.format(there), tmp_path, of_reproduction)
+    drawn = script.redrawn(PLACE.format(there), found(tmp_path))
     assert drawn == PLACE.format(f"\n\n{beside_as_markdown(reproduction)}\n")
-    assert script.redrawn(drawn, tmp_path, of_reproduction) == drawn
+    assert script.redrawn(drawn, found(tmp_path)) == drawn
 
 
 @pytest.mark.parametrize(
@@ -87,4 +86,4 @@ def test_a_file_without_its_place_is_not_passed_over(
     script: ModuleType, reproduction: Reproduction, tmp_path: Path, text: str
 ) -> None:
     with pytest.raises(ValueError, match=r"table-[89]"):
-        script.redrawn(text, tmp_path, of_reproduction)
+        script.redrawn(text, found(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -177,7 +178,10 @@ def _told(entry: Entry) -> str:
 def _over_seeds(entry: Entry) -> str:
     if entry.mean is None:
         return "not defined"
-    return f"{entry.mean:.3g}" + (f" ± {entry.sd:.2g}" if entry.sd is not None else "")
+    # As many places as three digits of the mean have, so that a spread of rounding errors alone is shown as none.
+    within = 1e-3 <= abs(entry.mean) < 1e4 or entry.mean == 0
+    form = f".{max(2 - math.floor(math.log10(abs(entry.mean) or 1)), 0)}f" if within else ".2e"
+    return f"{entry.mean:{form}}" + (f" ± {entry.sd:{form}}" if entry.sd is not None else "")
 
 
 def how_to_read(reproduction: Reproduction) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from fedunlearn.diagnoses import Advised
+from fedunlearn.diagnoses import Advised, Found
 from fedunlearn.report.drawing import LIGHT, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.theory.section import Section
 from fedunlearn.theory.advice import Agreement, Candidate, agreement
 
-__all__ = ["agreements", "section"]
+__all__ = ["advice_as_markdown", "agreements", "section"]
 
 _HEADS = (
     ("layers", ""),
@@ -41,6 +41,29 @@ def agreements(results: Sequence[Advised]) -> dict[str, Agreement]:
     rules = [one.rules() for one in results]
     came = [one.came() for one in results]
     return {name: agreement([rule[name] for rule in rules], came) for name in rules[0]}
+
+
+def advice_as_markdown(networks: Mapping[str, Found[Advised]]) -> str:
+    """A table a network, what was predicted beside what came of it; and one of all, how well each rule agrees."""
+    means = {name: found.mean for name, found in networks.items()}
+    parts = []
+    for name, found in networks.items():
+        seeds = ", ".join(map(str, found.seeds))
+        lines = ["| negated | memory | use | distance | loss | measured gap |", "|---|---:|---:|---:|---:|---:|"]
+        for one in _ranked(means[name]):
+            if one.prediction is not None:
+                read = one.prediction
+                numbers = (read.memory, read.useful, read.distance, read.loss, means[name].outcomes[one.name])
+                lines.append(f"| {one.name} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
+        parts += [f"**{name}**: `{found.command}`, means over seeds {seeds}", "\n".join(lines)]
+    groups = {name: [found] for name, found in means.items()} | {"all": list(means.values())}
+    held = {name: agreements(group) for name, group in groups.items()}
+    heads = ["ranked by", *(f"{name}: tau (p), regret" for name in held)]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * len(held)}"]
+    for rule in held["all"]:
+        cells = (f"{one[rule].tau:+.2f} ({one[rule].p:.3f}), {one[rule].regret:.2f}" for one in held.values())
+        lines.append(f"| {rule} | {' | '.join(cells)} |")
+    return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
 
 
 def _ranked(found: Advised) -> list[Candidate]:
