@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import pytest
 from torch import nn
 
-from diagnosed import kept_run, quick
+from diagnosed import quick
 from fedunlearn.cli import main
 from fedunlearn.diagnoses import DIAGNOSES, Found, read_found
 from fedunlearn.report.theory.page import SECTIONS, section_of
@@ -51,9 +51,8 @@ def _quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody has looked at."""
-    return kept_run(tmp_path_factory.mktemp("commands"))
+def untouched(kept: Path) -> Path:
+    return kept
 
 
 @pytest.fixture(scope="module")
