@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from diagnosed import kept_run, quick
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.contract import small_federation
 from fedunlearn.evaluation.membership import mia
@@ -39,6 +41,13 @@ def two_workers() -> Iterator[InProcess]:
     federation = small_federation(workers=2)
     yield federation
     federation.close()
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run with models on the way, which nobody has looked at: to be copied."""
+    with quick():
+        return kept_run(tmp_path_factory.mktemp("kept"))
 
 
 @pytest.fixture(autouse=True)

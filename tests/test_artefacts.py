@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from diagnosed import quick
 from fedunlearn import runner
 from fedunlearn.artefacts import artefact, artefacts
 from fedunlearn.cli import main
+from fedunlearn.diagnoses import Bounds, read_found
 from fedunlearn.evaluation.published import names
 from fedunlearn.experimentfile import ExperimentError, load, resolved
 from fedunlearn.experiments import SCALES, reproducing, shipped
+from fedunlearn.report.grid import Grid
 from fedunlearn.report.reproduction import read_reproduction
 from fedunlearn.runfolder import RunFolder
 from fedunlearn.simulation import Setting
@@ -227,6 +231,84 @@ def test_broken_off_the_same_command_goes_on(
     told = json.loads(capsys.readouterr().out)
     assert [pair["method"] for pair in told["blocks"][0]["pairs"]] == ["Retrain", "MoDE", "FCU", "NoT"]
     assert told["folder"] == "out/cpu"
+
+
+FOUND = tiny_text(
+    *(
+        "published=table-3/cifar-10/cnn",
+        "seeds=[0]",
+        "keep.every=1",
+        "data.samples=60",
+        "model.options.channels=[2, 4]",
+    ),
+    *("training.rounds=4", "training.batch_size=16", "recovery.rounds=4", "recovery.evaluate_every=4"),
+)
+
+
+def test_one_run_serves_a_table_and_figures_of_findings(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(files, cpu__table_3_cnn=FOUND)
+    assert list(artefacts()) == ["table-3", "figure-3", "figure-8"]
+    assert all(one.experiments("cpu") == ["cpu/table-3-cnn"] for one in artefacts().values())
+    monkeypatch.setattr("fedunlearn.report.page.publish", lambda *_: None)  # drawing takes seconds
+    folder = Path("out/cpu/table-3-cnn")
+    with quick():
+        assert tell(monkeypatch, "reproduce", "table-3", "-o", "out", "--workers", "1") == 0
+        shown = capsys.readouterr()
+        assert "table-3-cnn: digits, layernorm-cnn (scale cpu), beside the paper's cifar-10, cnn" in shown.out
+        assert "Of all this only FT / NoT can be compared" in " ".join(shown.out.split())
+        assert "Rank" not in shown.out
+        assert shown.err.splitlines()[-1] == "seed 0, bound"
+        found = read_reproduction(Path("out/cpu/table-3.json"))
+        (block,) = found.blocks
+        assert isinstance(block, Grid)
+        assert [row.label for row in block.rows] == ["FT", "NoT", "FT / NoT"]
+        (bound,) = read_found(folder / "theory" / "bound.json", Bounds).results
+        assert block.rows[0].entries[0].ours == (bound.bounds["FT"].printed,)
+        assert block.rows[1].entries[3].ours == (bound.measured["NoT"],)
+
+        # Nothing is left to train for the figures, and nothing to look at for the table.
+        monkeypatch.setattr("fedunlearn.runner._Part._others", lambda part: pytest.fail("it ran again"))
+        assert tell(monkeypatch, "reproduce", "figure-3", "-o", "out", "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [(one["published"], one["experiment"]) for one in told["blocks"]] == [
+            ("figure-3/cifar-10/cnn", "cpu/table-3-cnn")
+        ]
+        assert [row["label"] for row in told["blocks"][0]["rows"]][:2] == ["Retrain, first", "NoT, first"]
+        assert told["blocks"][0]["rows"][1]["entries"][1]["published"] == 0.89
+        monkeypatch.setattr("fedunlearn.diagnoses.bound_along", lambda *_, **__: pytest.fail("it was looked at again"))
+        assert tell(monkeypatch, "reproduce", "table-3", "-o", "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["blocks"] == json.loads(json.dumps([block.summary()]))
+    for name in ("table-3", "figure-3"):
+        page = Path(f"out/cpu/{name}.html").read_text()
+        assert 'href="table-3-cnn/theory.html"' in page
+    assert {path.name for path in Path("out/cpu").glob("*-figures/*.svg")} == {
+        *("cpu-table-3-cnn-paper.svg", "cpu-table-3-cnn-here.svg")
+    }
+    page = (folder / "theory.html").read_text()
+    assert page.index('<h2 id="cka">') < page.index('<h2 id="bound">')
+    assert '<a href="report.html">The report of this run</a>' in page
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("table-3", FOUND.replace("every = 1", ""), "cpu/table-3 keeps no models on the way, .*: write keep.every = 2"),
+        ("figure-7", FOUND, "the paper has no 'figure-7/cifar-10/cnn': take one of "),
+        ("figure-3", FOUND.replace("cifar-10/cnn", "cifar-10/resnet-18"), "the paper has no 'figure-3/cifar-10/resnet"),
+        ("table-1", FOUND, "table-3/cifar-10/cnn has no scores, but what a diagnosis finds"),
+    ],
+)
+def test_what_could_not_be_shown_is_said_before_anything_is_trained(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, text: str, says: str
+) -> None:
+    (files / "cpu" / f"{name}.toml").write_text(text)
+    assert tell(monkeypatch, "reproduce", name) == 2
+    shown = capsys.readouterr()
+    assert re.search(says, shown.err)
+    assert shown.err.count("\n") == 1
+    assert not Path("runs").exists()
 
 
 def test_the_papers_scale_without_a_gpu_is_warned_of(

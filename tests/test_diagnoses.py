@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from diagnosed import KEPT, LABELS, ROUNDS, kept_run, quick
+from diagnosed import KEPT, LABELS, ROUNDS, quick
 from fedunlearn import diagnoses
 from fedunlearn.atomic import FileError
 from fedunlearn.diagnoses import (
@@ -56,8 +56,8 @@ def _quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return kept_run(tmp_path_factory.mktemp("diagnosed"))
+def folder(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(kept, tmp_path_factory.mktemp("diagnosed") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_each_spectrum_is_that_of_where_recovery_begins(subject: Subject) -> Non
     found = spectra(subject).methods
     assert tuple(found) == LABELS
     alone = gradient_spectrum(
-        subject.network(subject.original), *subject.retained, subset_size=60, subsets=2, batches=32, seed=3
+        subject.network(subject.original), *subject.retained, subset_size=40, subsets=1, batches=32, seed=3
     )
     assert found["FT"] == alone
     assert found["NoT"].population != alone.population

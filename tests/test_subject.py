@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from diagnosed import LABELS, ROUNDS, kept_run, quick
+from diagnosed import LABELS, ROUNDS
 from fedunlearn.checkpoint import load_weights
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.federation import Turn
@@ -21,15 +20,14 @@ from fedunlearn.runfolder import FolderError
 from fedunlearn.subject import FIRST, LAST, Inputs, Subject, complete_seeds, subjects
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with quick():
-        yield kept_run(tmp_path_factory.mktemp("subject"))
+@pytest.fixture
+def folder(kept: Path) -> Path:
+    return kept
 
 
 @pytest.fixture(scope="module")
-def subject(folder: Path) -> Subject:
-    return next(subjects(folder, most=1000))
+def subject(kept: Path) -> Subject:
+    return next(subjects(kept, most=1000))
 
 
 @pytest.fixture

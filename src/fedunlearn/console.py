@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _READABLE, _NARROW = 100, 80  # columns
-_WIDEST = 48  # characters of a column
+_WIDEST, _BETWEEN = 48, 2  # characters of a column, and between two
 
 
 def console(width: int | None = None) -> Console:
@@ -379,7 +379,7 @@ def _fitting(widths: Sequence[int], room: int) -> Iterator[list[int]]:
     """Columns side by side in so much room, each time with the first one."""
     columns = [0]
     for at in range(1, len(widths)):
-        if len(columns) > 1 and sum(widths[one] + 1 for one in (*columns, at)) > room + 1:
+        if len(columns) > 1 and sum(widths[one] + _BETWEEN for one in (*columns, at)) > room + _BETWEEN:
             yield columns
             columns = [0]
         columns.append(at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from looking import LOOKS, barriers, complaints, hang_together, needs_browser
 from playwright.sync_api import Browser
 
-from diagnosed import kept_run, quick
+from diagnosed import quick
 from fedunlearn.diagnoses import DIAGNOSES, Bounds, Found, Similarities, diagnose
 from fedunlearn.report.rendering import THEORY
 from fedunlearn.report.theory.page import SECTIONS, publish_found
@@ -24,10 +25,10 @@ from handmade import HOSTILE
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def written(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The page of a run's seven diagnoses, with a hostile title and command."""
     with quick():
-        run = kept_run(tmp_path_factory.mktemp("theory"))
+        run = Path(shutil.copytree(kept, tmp_path_factory.mktemp("theory") / "run"))
         first = next(subjects(run))
         for name in DIAGNOSES:
             for _ in diagnose(name, run, command=HOSTILE, seeds=(3,)):

@@ -77,7 +77,7 @@ def reproduce_artefact(
 
     plans = {experiment: load(experiment, overrides or ()) for experiment in named}
     folders = {experiment: output / experiment for experiment in named}
-    _require_published(plans)
+    _require_published(name, plans)
     for folder in folders.values():
         RunFolder(folder).require_usable()
     blocks: list[Shape | Grid] = []
@@ -98,8 +98,7 @@ def reproduce_artefact(
         found = watch(steps, len(report.seeds), folder, partial(of_seed, of))
         publish_found(found, folder)
         publish([report], folder)  # whose page links to what was found
-        block = f"{name}/{str(plan.published).partition('/')[2]}"
-        blocks.append(grid_of(report, experiment, block, found))
+        blocks.append(grid_of(report, experiment, _finding_of(name, plan), found))
     reproduction = Reproduction(name, scale, command_line(), tuple(blocks))
     page = publish_reproduction(reproduction, output / scale)
     if as_json:
@@ -133,12 +132,26 @@ def _told(minutes: float | None) -> str:
     return "not timed" if minutes is None else f"{minutes:g} min"
 
 
-def _require_published(plans: Mapping[str, Experiment]) -> None:
+def _finding_of(name: str, plan: Experiment) -> str:
+    """What of a table or a figure a run's diagnosis stands beside: the same data set's and network's."""
+    return f"{name}/{str(plan.published).partition('/')[2]}"
+
+
+def _require_published(name: str, plans: Mapping[str, Experiment]) -> None:
+    """Before hours of training: that there is something to stand beside, and what is looked at will be there."""
+    from fedunlearn.evaluation.published import finding, published, quantity
+
     for experiment, plan in plans.items():
         if plan.published is None:
             raise ValueError(
                 f'{experiment} does not say what it stands beside: write published = "table-1/cifar-10/cnn", say'
             )
+        if quantity(name) == "gap":
+            published(plan.published)
+            continue
+        finding(_finding_of(name, plan))
+        if quantity(name) == "bound" and plan.keep.every is None:
+            raise ValueError(f"{experiment} keeps no models on the way, which a bound goes along: write keep.every = 2")
 
 
 def _warn(experiment: str, plan: Experiment, data_dir: Path | None) -> None:

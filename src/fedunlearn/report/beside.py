@@ -8,19 +8,19 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fedunlearn.evaluation.published import whole_of
+from fedunlearn.evaluation.published import quantity, whole_of
 from fedunlearn.evaluation.scores import MEASURES
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.report.drawing import COLOURS, LIGHT, NARROW, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.figures import MARKERS, NAMES, OWN
-from fedunlearn.report.grid import Entry, Grid
+from fedunlearn.report.grid import Entry, Grid, GridRow
 from fedunlearn.report.shape import Pair, Result, Shape
 
 __all__ = ["pictures_of"]
 
 _ROW = 0.2  # inches of a method
 _SHARE = "bytes, of Retrain's"
-_FEW_COLUMNS, _LETTER = 4, 0.06  # inches of a letter that stands upright
+_LETTER = 0.06  # inches of a letter that stands upright
 _COLOURS = sum(name.startswith("c") for name in COLOURS)
 
 
@@ -28,11 +28,11 @@ def pictures_of(block: Shape | Grid) -> list[Picture]:
     """What to draw of a block.
 
     A figure's curves, both on the same axis of bytes; of a table, each number's dots, those of figure 1 all six. Of a
-    diagnosis, a line a row along its columns, the paper's and ours; of few columns a table says as much.
+    diagnosis, where its columns are positions of a network, a line a row along them, the paper's and ours.
     """
     slug = block.experiment.replace("/", "-")
     if isinstance(block, Grid):
-        return list(_lines(block, slug)) if len(block.columns) >= _FEW_COLUMNS else []
+        return list(_lines(block, slug)) if quantity(block.published) == "cka" else []
     shape = block
     if any(pair.published_curve for pair in shape.pairs):
         return list(_curves(shape, slug))
@@ -73,7 +73,7 @@ def _curves(shape: Shape, slug: str) -> Iterator[Picture]:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
             axes.xaxis.set_minor_formatter(NullFormatter())
             put_legend(figure, axes)
-        read = "as read off the figure, at few rounds" if name == "paper" else f"mean over {len(shape.seeds)} seeds"
+        read = "as read off the figure, at few rounds" if name == "paper" else _over(len(shape.seeds))
         caption = f"{title}. Average gap to Retrain in points, {read}."
         if unplaced:
             caption += f" Dotted: the last gap, whose bytes cannot be read ({', '.join(unplaced)})."
@@ -86,27 +86,41 @@ def _lines(grid: Grid, slug: str) -> Iterator[Picture]:
         ("paper", f"Paper: {grid.paper}", lambda entry: entry.published),
         ("here", f"Here: {grid.ours}", lambda entry: entry.mean),
     )
-    labels = [row.label for row in grid.rows]
     size = (WIDE[0], WIDE[1] + _LETTER * max(map(len, grid.columns)))
+    both = [number for _, _, value_of in sides for row in grid.rows for _, number in _along(row, value_of)]
     for name, title, value_of in sides:
-        told: list[str] = []
-        with axes_for(title, "", grid.quantity, size, legend=labels) as (figure, axes):
-            for number, row in enumerate(grid.rows):
-                found = [
-                    (at, value) for at, entry in enumerate(row.entries) if isinstance(value := value_of(entry), float)
-                ]
-                if found:
-                    xs, ys = zip(*found, strict=True)
-                    look: Any = {"color": LIGHT[f"c{number % _COLOURS + 1}"], "marker": MARKERS[number % len(MARKERS)]}
-                    axes.plot(xs, ys, label=row.label, linestyle="-" if number < _COLOURS else "--", **look)
-                    told.append(f"{row.label} {', '.join(f'{y:.2f}' for y in ys)}")
+        shown = [(number, row, points) for number, row in enumerate(grid.rows) if (points := _along(row, value_of))]
+        if not shown:
+            continue  # the paper's curves were not read
+        told = []
+        with axes_for(title, "", grid.quantity, size, legend=[row.label for _, row, _ in shown]) as (figure, axes):
+            for number, row, points in shown:
+                xs, ys = zip(*points, strict=True)
+                look: Any = {"color": LIGHT[f"c{number % _COLOURS + 1}"], "marker": MARKERS[number % len(MARKERS)]}
+                axes.plot(xs, ys, label=row.label, linestyle="-" if number < _COLOURS else "--", **look)
+                told.append(f"{row.label} {', '.join(f'{y:.2f}' for y in ys)}")
             axes.set_xticks(range(len(grid.columns)), grid.columns, rotation=90)
             axes.set_xlim(-0.3, len(grid.columns) - 0.7)
+            room = 0.05 * (max(both) - min(both)) or 0.05
+            axes.set_ylim(min(both) - room, max(both) + room)
             put_legend(figure, axes)
-        if told:
-            read = "as read off the figure" if name == "paper" else f"mean over {len(grid.seeds)} seeds"
-            caption = f"{title}. {grid.quantity}, {read}."
-            yield Picture(f"{slug}-{name}", figure, f"{caption} {'; '.join(told)}.", caption)
+        read = "as read off the figure" if name == "paper" else _over(len(grid.seeds))
+        caption = f"{title}. {_sentence(grid.quantity)}, {read}."
+        yield Picture(f"{slug}-{name}", figure, f"{caption} {'; '.join(told)}.", caption)
+
+
+def _along(row: GridRow, value_of: Callable[[Entry], float | tuple[float, float] | None]) -> list[tuple[int, float]]:
+    """Where a row has a number, and which."""
+    values = ((at, value_of(entry)) for at, entry in enumerate(row.entries))
+    return [(at, value) for at, value in values if isinstance(value, (int, float))]
+
+
+def _over(seeds: int) -> str:
+    return f"mean over {seeds} seeds" if seeds > 1 else "of one seed"
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}"
 
 
 def _measures(shape: Shape, slug: str, measures: Sequence[str]) -> Iterator[Picture]:

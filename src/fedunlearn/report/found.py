@@ -128,7 +128,7 @@ def _similarities(
             if label != RANDOM
         ]
     columns = printed.columns if len(printed.columns) == len(positions) else positions
-    return "unbiased CKA", columns, rows
+    return "CKA", columns, rows
 
 
 def _spectra(results: Sequence[Spectra], printed: Finding, report: Report) -> tuple[str, tuple[str, ...], list[Row]]:

@@ -58,6 +58,7 @@ _FOUND: Mapping[Quantity, str] = {
         "until they hold so much of the variance. The paper says neither where its curves end nor how sure they are."
     ),
 }
+_ROWS: Mapping[Quantity, str] = {"bound": "Method", "cka": "Model", "spectrum": "Variance"}
 _OVER_SEEDS = (
     "Ours: mean ± standard deviation over seeds. Paper: as printed, or as read off its figure; a range where it prints "
     "one."
@@ -157,7 +158,7 @@ def _shape(shape: Shape) -> tuple[list[tuple[str, str]], list[list[str]]]:
 
 def _grid(grid: Grid) -> tuple[list[tuple[str, str]], list[list[str]]]:
     printed = [any(row.entries[at].published is not None for row in grid.rows) for at in range(len(grid.columns))]
-    heads = [("", "")]
+    heads = [(_ROWS[quantity(grid.published)], "")]
     for column, both in zip(grid.columns, printed, strict=True):
         heads += [(column, side) for side in (("paper", "ours") if both else ("ours",))]
     rows = []
