@@ -221,10 +221,16 @@ def print_reproduction(reproduction: Reproduction) -> None:
 
 
 def print_section(section: Section) -> None:
-    """What a diagnosis of the theory found."""
+    """What a diagnosis of the theory found; sentences of a row, the last of its cells, stand below the table."""
     out = console()
     out.print(section.title, style="bold")
-    _print_columns([head for head, _ in section.heads], section.rows)
+    told = max((len(row[-1]) for row in section.rows), default=0) > _WIDEST
+    shown = len(section.heads) - told
+    _print_columns([head for head, _ in section.heads[:shown]], [row[:shown] for row in section.rows])
+    for row in section.rows if told else ():
+        out.print(f"{row[0]}: {row[-1]}", width=_READABLE)
+    if told:
+        out.print()
     explained: dict[str, list[str]] = {}
     for head, explanation in section.heads:
         if head and explanation:

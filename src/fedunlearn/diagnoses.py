@@ -25,7 +25,7 @@ from fedunlearn.environment import determinants
 from fedunlearn.evaluation.scores import Scores, average_gap
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.layers import FIRST as FIRST_LAYER
-from fedunlearn.layers import Selection, plan, select
+from fedunlearn.layers import BatchNormPolicy, Selection, plan, select
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.programs import SGD, Constant, LocalTraining
@@ -320,8 +320,9 @@ class Advised:
     Attributes:
         candidates: by name.
         depth: of each, how many layers run before its first one.
-        outcomes: of each that a method of the run negates, the average gap to Retrain in percentage points, mean over
-            all scored rounds of recovery: it is large for what forgets too little, and for what recovers late.
+        outcomes: of each that a method of the run negates, weights alone, the average gap to Retrain in percentage
+            points, mean over all scored rounds of recovery: it is large for what forgets too little, and for what
+            recovers late.
         samples: see `Advice`.
     """
 
@@ -346,20 +347,21 @@ class Advised:
 
 
 def advised(subject: Subject, sets: tuple[tuple[str, ...], ...] = ()) -> Advised:
-    """Of the sets that the run's methods negate, if any does, else of all single layers and consecutive pairs.
+    """Of the sets that the run's methods negate, if these are several, else of all single layers and consecutive pairs.
 
     Args:
         subject: of the run.
         sets: these instead.
+
+    Raises:
+        ValueError: see `fedunlearn.theory.advice.advise`.
     """
     network = subject.network(subject.original)
-    negated = {
-        tuple(part.name for part in select(network, method.layers)): label for label, method in subject.negating.items()
-    }
+    negated = _negated(subject, network)
     found = advise(
         network,
         subject.example,
-        sets=sets or tuple(negated) if len(negated) > 1 else sets,
+        sets=sets or (tuple(negated) if len(negated) > 1 else ()),
         fresh=subject.network(subject.fresh("advice")),
         trained_on=subject.retained,
         unseen=subject.test,
@@ -368,6 +370,23 @@ def advised(subject: Subject, sets: tuple[tuple[str, ...], ...] = ()) -> Advised
     gaps = gaps_on_the_way(subject.home, subject.seed)
     outcomes = {one.name: gaps[negated[one.layers]] for one in found.candidates if one.layers in negated}
     return _advised(network, subject.example, found, outcomes)
+
+
+def _negated(subject: Subject, network: nn.Module) -> dict[tuple[str, ...], str]:
+    """The sets of whole layers that methods negate just as the adviser does, each with the first such method.
+
+    Others, such as rows of a layer, or a weight together with its bias, are another perturbation, with another outcome.
+    """
+    poset = LayerPoset.of(network, subject.example)
+    found: dict[tuple[str, ...], str] = {}
+    for label, method in subject.negating.items():
+        how: BatchNormPolicy = "negate_mean" if method.batchnorm == "negate_mean" else "leave"
+        theirs = plan(network, method.layers, include_bias=method.include_bias, batchnorm=how)
+        with suppress(ValueError):  # it is no set of layers
+            layers = poset.select([part.name for part in theirs.parts])
+            if plan(network, layers) == theirs:
+                found.setdefault(layers, label)
+    return found
 
 
 def advised_alone(
@@ -409,17 +428,15 @@ def _advised(model: nn.Module, example: Tensor, found: Advice, outcomes: Mapping
 
 def gaps_on_the_way(home: RunFolder, seed: int) -> dict[str, float]:
     """Each method's average gap to Retrain's last model, mean over the scored rounds of its recovery."""
-    rows = [row for record in home.records(seed) if not record.failed for row in record.rows if row.scores is not None]
-    recovering = [row for row in rows if row.phase == "recover"]
-    target = [row.scores for row in recovering if row.method == REFERENCE][-1]
-    scored: dict[str, list[Scores]] = {}
-    for row in recovering:
-        if row.scores is not None:
-            scored.setdefault(row.method, []).append(row.scores)
+    rows = [row for record in home.records(seed) if not record.failed for row in record.rows]
+    scored = [(row.method, row.scores) for row in rows if row.phase == "recover" and row.scores is not None]
+    along: dict[str, list[Scores]] = {}
+    for method, scores in scored:
+        along.setdefault(method, []).append(scores)
+    target = along[REFERENCE][-1]
     return {
-        method: fmean(average_gap([scores], [target]).of_means for scores in along)
-        for method, along in scored.items()
-        if target is not None
+        method: fmean(average_gap([scores], [target]).of_means for scores in several)
+        for method, several in along.items()
     }
 
 

@@ -15,7 +15,7 @@ from fedunlearn.commands.watching import command_line, of_seed, watch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fedunlearn.diagnoses import Found
+    from fedunlearn.diagnoses import Advised, Found
     from fedunlearn.layers import Selection
 
 __all__ = ["advise", "theory"]
@@ -116,9 +116,13 @@ def _looked_at(
     if Path(model).is_dir():
         raise ValueError(f"{model} is no run's folder, and no network has such a name")
     inputs = input_shape(shape)
-    folder = output or Path("theory") / model.replace(":", ".")
+    folder = output or _folder_of(model)
     selection = tuple(layers) if layers else FIRST
     return _LookedAt(build(model, 10, inputs).eval(), torch.zeros(2, *inputs), selection, model, folder)
+
+
+def _folder_of(model: str) -> Path:
+    return Path("theory") / model.replace(":", ".")
 
 
 Network = Annotated[
@@ -199,23 +203,31 @@ def advise(
             "predictions need both the trained weights and the data: give --weights and --data, or neither"
         )
     from fedunlearn.diagnoses import Found, advised_alone
-    from fedunlearn.models import build
 
-    looked_at = _looked_at(model, None, shape, output, data_dir)
-    about, folder = looked_at.about, looked_at.folder
     if weights is None or data is None:
-        found = advised_alone(looked_at.module, looked_at.example, sets)
+        network = _looked_at(model, None, shape, output, data_dir)
+        about, folder, found = network.about, network.folder, advised_alone(network.module, network.example, sets)
     else:
-        from fedunlearn.backends.in_process import best_device
-        from fedunlearn.checkpoint import load_weights
-        from fedunlearn.data import datasets
-
-        held = datasets.load(data, data_dir)
-        network, fresh = (build(model, held.classes, held.shape).to(best_device()) for _ in range(2))
-        load_weights(weights).into(network)
-        about = f"{model} on {data}"
-        found = advised_alone(network, None, sets, fresh, held, most)
+        about, folder = f"{model} on {data}", output or _folder_of(model)
+        found = _advised_with_data(model, weights, data, sets, most, data_dir)
     _publish(Found("advice", about, command_line(), (), (found,)), folder, as_json)
+
+
+def _advised_with_data(
+    model: str, weights: Path, data: str, sets: tuple[tuple[str, ...], ...], most: int, data_dir: Path | None
+) -> Advised:
+    from fedunlearn.backends.in_process import best_device
+    from fedunlearn.checkpoint import load_weights
+    from fedunlearn.data import datasets
+    from fedunlearn.diagnoses import advised_alone
+    from fedunlearn.models import build
+    from fedunlearn.randomness import seeded, stable_seed
+
+    trained, held = load_weights(weights), datasets.load(data, data_dir)
+    with seeded(stable_seed("advice")):  # the same advice each time
+        network, fresh = (build(model, held.classes, held.shape).to(best_device()) for _ in range(2))
+    trained.into(network)
+    return advised_alone(network, None, sets, fresh, held, most)
 
 
 @theory.command("cka")

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import permutations
 from statistics import fmean
 
@@ -23,6 +24,7 @@ from fedunlearn.theory.jacobian import gradient_norms
 from fedunlearn.theory.losses import Samples
 from fedunlearn.theory.optimality import Conditions, conditions
 from fedunlearn.theory.poset import LayerPoset
+from fedunlearn.weights import unwrap
 
 __all__ = ["Advice", "Agreement", "Candidate", "Prediction", "advise", "agreement", "candidates"]
 
@@ -68,7 +70,7 @@ class Candidate:
     """A set of layers that might be negated.
 
     Attributes:
-        layers: names, as in a selection.
+        layers: names, as `fedunlearn.theory.poset.LayerPoset` has them, in the order in which they run.
         conditions: of Theorem 7 on it.
         cauchy_by_paths: whether every path from input to output meets it exactly once, as Theorem 6 needs.
         prediction: None where no data are at hand.
@@ -129,23 +131,29 @@ def advise(
     Args:
         model: as trained; left as it was. Its last layer is what the output comes from directly.
         example: an input of two samples or so, to follow the layers with.
-        sets: of layers, named as in a selection; none: `candidates`.
-        fresh: the same network, newly drawn; with it and both kinds of samples there are predictions.
-        trained_on: samples that the model was trained on and that stay.
-        unseen: samples that were in no training, such as those held back for validation.
+        sets: of layers, named as in `LayerPoset.select`; none: `candidates`.
+        fresh: the same network, newly drawn; with it and both kinds of samples there are predictions. It too is left
+            as it was.
+        trained_on: samples that the model was trained on and that stay; 50 at least, of two classes or more.
+        unseen: samples that were in no training, such as those held back for validation; 50 at least.
         seed: of the halves.
 
     Raises:
         LayerError: a set names what is no layer.
-        ValueError: there is nothing to choose from, or too few samples.
+        ValueError: there is nothing to choose from; too few samples; a model that is no better than a newly drawn one;
+            or, with data, a network without one last linear layer.
     """
+    data = (fresh, trained_on, unseen)
+    if any(one is None for one in data) != all(one is None for one in data):
+        raise ValueError("a prediction needs a fresh network, samples trained on and unseen ones: give all, or none")
+    model = unwrap(model)
     poset = LayerPoset.of(model, example)
-    chosen = [tuple(one) for one in sets] or list(candidates(poset))
+    chosen = list(dict.fromkeys(map(poset.select, sets))) or list(candidates(poset))
     if not chosen:
         raise ValueError("the network has one layer alone: there is nothing to choose from")
     predictor = None
     if fresh is not None and trained_on is not None and unseen is not None:
-        predictor = _Predictor(model, fresh, trained_on, unseen, poset, seed)
+        predictor = _Predictor(model, unwrap(fresh), trained_on, unseen, poset, seed)
     found = []
     for layers in chosen:
         judged = conditions(model, layers, example)
@@ -165,7 +173,8 @@ class Agreement:
     Attributes:
         tau: Kendall's tau-b of the rule's order and of the outcomes', mean over networks; 1: the same.
         p: how often orders drawn at random have a tau as large or larger.
-        regret: by how much the outcome of the rule's first choice is above the best one's, mean over networks.
+        regret: by how much the outcome of the rule's first choice is above the best one's, mean over networks; of
+            several that it likes as well, the one that stands first.
     """
 
     tau: float
@@ -182,41 +191,68 @@ def agreement(rules: Sequence[Sequence[float]], outcomes: Sequence[Sequence[floa
         seed: of the random orders, where there are more than 50,000.
 
     Raises:
-        ValueError: a network has fewer than two sets, or scores and outcomes differ in number.
+        ValueError: there is no network, one has fewer than two sets, or scores and outcomes differ in number or are no
+            numbers.
     """
+    if not rules or len(rules) != len(outcomes):
+        raise ValueError("a rule is held against outcomes network by network: give both of each, of one at least")
     if any(len(rule) != len(came) or len(rule) < 2 for rule, came in zip(rules, outcomes, strict=True)):
         raise ValueError("an order needs two layer sets at least, each with a score and an outcome")
-
-    def tau(*scores: NDArray[np.float64]) -> float:
-        return fmean(_kendall(own, np.asarray(came)) for own, came in zip(scores, outcomes, strict=True))
-
-    scores = [np.asarray(rule, float) for rule in rules]
-    found = tau(*scores)
-    orders = _orders(scores, seed)
-    as_large = [tau(*drawn) >= found - _ROUNDING for drawn in orders]
-    regrets = [came[int(np.argmin(own))] - min(came) for own, came in zip(scores, outcomes, strict=True)]
-    return Agreement(found, fmean(as_large), fmean(regrets))
+    if any(math.isnan(value) for values in (*rules, *outcomes) for value in values):
+        raise ValueError("NaN has no place in an order: leave out layer sets without a score or an outcome")
+    networks = [_Network.of(rule, came) for rule, came in zip(rules, outcomes, strict=True)]
+    found = fmean(float(network.taus(np.arange(network.size)[None])[0]) for network in networks)
+    taus = _taus_of_orders(networks, seed)
+    regrets = [came[int(np.argmin(rule))] - min(came) for rule, came in zip(rules, outcomes, strict=True)]
+    return Agreement(found, float((taus >= found - _ROUNDING).mean()), fmean(regrets))
 
 
-def _orders(scores: Sequence[NDArray[np.float64]], seed: int) -> Iterator[list[NDArray[np.float64]]]:
-    """All orders of one network's scores, where that can be done; else that of each drawn at random, and their own."""
-    if len(scores) == 1 and math.factorial(len(scores[0])) <= _MOST_ORDERS:
-        yield from ([np.asarray(order)] for order in permutations(scores[0]))
-        return
+@dataclass(frozen=True)
+class _Network:
+    """A rule's scores of one network's sets, and what came of them, pair by pair: -1, 0 or 1, ``(size, size)``."""
+
+    rule: NDArray[np.int8]
+    came: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, rule: Sequence[float], came: Sequence[float]) -> _Network:
+        return cls(_compared(np.asarray(rule, float)), _compared(np.asarray(came, float)))
+
+    @property
+    def size(self) -> int:
+        return len(self.rule)
+
+    def taus(self, orders: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Kendall's tau-b, ``(orders,)``, the scores put in other places, ``(orders, size)``; 0 where one side is tied.
+
+        Its denominator is the same in all orders.
+        """
+        ordered = math.sqrt(np.count_nonzero(self.rule) * np.count_nonzero(self.came))
+        placed = self.rule[orders[:, :, None], orders[:, None, :]]
+        agreed: NDArray[np.float64] = (placed * self.came).sum((1, 2)) / (ordered or 1)
+        return agreed
+
+
+def _compared(values: NDArray[np.float64]) -> NDArray[np.int8]:
+    """By comparison: a difference of infinite scores would be no number."""
+    one, other = values[:, None], values[None, :]
+    return (one > other).astype(np.int8) - (one < other).astype(np.int8)
+
+
+def _taus_of_orders(networks: Sequence[_Network], seed: int) -> NDArray[np.float64]:
+    """Mean tau of all orders of all networks' scores, where that can be done; else of some at random, and their own."""
+    sizes = [network.size for network in networks]
+    if math.prod(map(math.factorial, sizes)) <= _MOST_ORDERS:
+        each = [network.taus(np.array(list(permutations(range(network.size))))) for network in networks]
+        return reduce(lambda sums, taus: np.add.outer(sums, taus).ravel(), each) / len(networks)
     rng = np.random.default_rng(seed)
-    yield list(scores)
-    for _ in range(_DRAWN_ORDERS):
-        yield [rng.permutation(own) for own in scores]
+    drawn = [[np.arange(size) for size in sizes], *([rng.permutation(n) for n in sizes] for _ in range(_DRAWN_ORDERS))]
+    each = [network.taus(np.array(orders)) for network, orders in zip(networks, zip(*drawn, strict=True), strict=True)]
+    mean: NDArray[np.float64] = np.mean(each, 0)
+    return mean
 
 
 _MOST_ORDERS, _DRAWN_ORDERS, _ROUNDING = 50_000, 9_999, 1e-12
-
-
-def _kendall(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Tau-b; 0 where one of them orders nothing."""
-    signs = [np.sign(values[:, None] - values[None, :]) for values in (one, other)]
-    ordered = math.sqrt(float(np.square(signs[0]).sum() * np.square(signs[1]).sum()))
-    return float((signs[0] * signs[1]).sum()) / ordered if ordered else 0.0
 
 
 @dataclass(frozen=True)
@@ -241,8 +277,13 @@ class _Predictor:
             )
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
         half = len(y) // 2
+        model, fresh = (copy.deepcopy(network).eval() for network in (model, fresh))
         self.model, self.x, self.y = model, x, y
         self.fitted, self.held = (x[order[:half]], y[order[:half]]), (x[order[half:]], y[order[half:]])
+        if len(set(self.fitted[1].tolist())) < 2:
+            raise ValueError(
+                "what was trained on is of one class, which a probe cannot tell from another: give samples of several"
+            )
         self.unseen = unseen
         self.last = _last_layer(model, poset)
         self.predicted = _outputs(model, x).argmax(1)
@@ -252,8 +293,7 @@ class _Predictor:
             raise ValueError("the model is right no more often than a newly drawn one: give it the trained weights")
 
     def __call__(self, layers: tuple[str, ...]) -> Prediction:
-        network = copy.deepcopy(self.model).eval()
-        negate(network, layers)
+        network = negate(copy.deepcopy(self.model), layers)
         output = _outputs(network, self.x)
         gradients = gradient_norms(network, self.x, self.y)
         starved = [name for name, norm in gradients.items() if norm < VANISHING * self.gradients.get(name, 0.0)]
@@ -295,7 +335,8 @@ _FEWEST = 50  # samples of a kind
 
 
 def _last_layer(model: nn.Module, poset: LayerPoset) -> str:
-    if len(poset.maximal) != 1 or not isinstance(model.get_submodule(poset.one(poset.maximal[0])), nn.Linear):
+    modules = dict(model.named_modules())  # among which a layer that is a bare parameter is not
+    if len(poset.maximal) != 1 or not isinstance(modules.get(poset.maximal[0]), nn.Linear):
         raise ValueError(
             f"predictions read the input of one last linear layer, but the last are {', '.join(poset.maximal)}: "
             "ask without data"
@@ -304,11 +345,8 @@ def _last_layer(model: nn.Module, poset: LayerPoset) -> str:
 
 
 def _outputs(network: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
-    training = network.training
     with torch.no_grad():
-        answers = torch.cat([network.eval()(part) for part in torch.split(x, batch_size)])
-    network.train(training)
-    return answers
+        return torch.cat([network(part) for part in torch.split(x, batch_size)])
 
 
 def _numbers(classes: Tensor) -> NDArray[np.int64]:
@@ -316,7 +354,7 @@ def _numbers(classes: Tensor) -> NDArray[np.int64]:
 
 
 def _mean_share(signs: Iterable[tuple[float, float, float]]) -> float:
-    """Where values lie between none and the whole, on average; 0 where these are too close to tell."""
+    """Where values lie between none and the whole, on average of what tells; 0 where these are too close to tell."""
     shares = [(value - none) / (whole - none) for value, none, whole in signs if whole - none > _TELLING]
     return fmean(shares) if shares else 0.0
 

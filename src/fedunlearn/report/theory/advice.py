@@ -88,7 +88,13 @@ def _says(found: Advised, ranked: Sequence[Candidate]) -> Iterator[str]:
     if best.prediction is None:
         yield "Without a trained model and data nothing is predicted: the candidates stand as they run."
         return
-    yield f"Negate {best.name}: it {best.says[0].lower()}{best.says[1:]}"
+    if best.prediction.distance < 1:
+        yield f"Negate {best.name}: it {best.says}"
+    else:
+        yield (
+            "No candidate is predicted to be better than to leave the model as it is, or to begin anew. "
+            f"The best is {best.name}: it {best.says}"
+        )
     trained_on, unseen = found.samples
     yield f"Predicted from {trained_on:,} samples that it was trained on and {unseen:,} others, without any training."
     if len(found.outcomes) < _FEWEST:
