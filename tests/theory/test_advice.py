@@ -306,7 +306,7 @@ def test_distances_by_hand() -> None:
         (0.2, 0.1, (), "forgets, but recovers slowly: 10% of what it can do is left; "),
         (0.2, -0.1, (), "forgets, but recovers slowly: 0% of what it can do is left; "),
         (-0.2, 0.8, (), "forgets (0% of memory is left) and keeps 80% of what it can; "),
-        (0.1, 0.8, ("0", "2"), "forgets (10% of memory is left) and keeps 80% of what it can; little gradient reaches 0, 2; "),
+        (0.1, 0.8, ("0", "2"), "forgets (10% of memory is left) and keeps 80% of what it can; little gradient reaches 0, 2; "),  # noqa: E501
     ],
 )  # fmt: skip
 def test_what_to_expect_is_said(memory: float, useful: float, starved: tuple[str, ...], says: str) -> None:

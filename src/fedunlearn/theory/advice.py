@@ -89,7 +89,12 @@ class Candidate:
     @property
     def says(self) -> str:
         """What to expect of it, and what the theory has to say to it, in a sentence."""
-        return f"{'; '.join(_clauses(self))}."
+        return f"{'; '.join((*_expected(self.prediction), *_known(self)))}."
+
+    @property
+    def expected(self) -> str:
+        """What to expect of it; empty where nothing is predicted."""
+        return "; ".join(_expected(self.prediction))
 
 
 @dataclass(frozen=True)
@@ -362,17 +367,20 @@ def _mean_share(signs: Iterable[tuple[float, float, float]]) -> float:
 _TELLING = 0.02  # of pairs, or of samples: with less between none and the whole a share of it is noise
 
 
-def _clauses(one: Candidate) -> Iterator[str]:
-    found = one.prediction
-    if found is not None:
-        if found.memory > _MUCH:
-            yield f"forgets too little: {found.memory:.0%} of what tells whom it was trained on is left"
-        elif found.useful < _LITTLE:
-            yield f"forgets, but recovers slowly: {max(found.useful, 0):.0%} of what it can do is left"
-        else:
-            yield f"forgets ({max(found.memory, 0):.0%} of memory is left) and keeps {found.useful:.0%} of what it can"
-        if found.starved:
-            yield f"little gradient reaches {', '.join(found.starved)}"
+def _expected(found: Prediction | None) -> Iterator[str]:
+    if found is None:
+        return
+    if found.memory > _MUCH:
+        yield f"forgets too little: {found.memory:.0%} of what tells whom it was trained on is left"
+    elif found.useful < _LITTLE:
+        yield f"forgets, but recovers slowly: {max(found.useful, 0):.0%} of what it can do is left"
+    else:
+        yield f"forgets ({max(found.memory, 0):.0%} of memory is left) and keeps {found.useful:.0%} of what it can"
+    if found.starved:
+        yield f"little gradient reaches {', '.join(found.starved)}"
+
+
+def _known(one: Candidate) -> Iterator[str]:
     if one.conditions.covered_by_theorem:
         yield "Theorem 7 covers it"
     elif one.conditions.preserved:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from fedunlearn.amounts import tell_p
 from fedunlearn.diagnoses import Advised, Found
 from fedunlearn.report.drawing import LIGHT, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.theory.section import Section
@@ -17,8 +18,8 @@ _HEADS = (
     ("memory", "left after negation, 1 as before"),
     ("use", "left after negation, 1 as before"),
     ("loss", "after negation"),
-    ("optimality", "preserved, as far as is known"),
-    ("Cauchy", "every path meets it once"),
+    ("optimality", "layer by layer: preserved, and by what"),
+    ("Cauchy", "every path meets it once, as Theorem 6 needs"),
 )
 _FEWEST = 3  # outcomes: with two there is hardly an order
 
@@ -30,8 +31,9 @@ def section(found: Advised) -> Section:
     heads = [head for head in _HEADS if predicted or head[0] not in ("distance", "memory", "use", "loss")]
     if found.outcomes:
         heads.append(("measured gap", "percentage points, mean over the scored rounds of recovery"))
-    heads.append(("why", ""))
-    rows = tuple(tuple(_cells(one, found)) for one in ranked)
+    if predicted:
+        heads.append(("to expect", ""))
+    rows = tuple(tuple(_cells(number, one, found)) for number, one in enumerate(ranked, start=1))
     pictures = (_plane(ranked),) if predicted else ()
     return Section("advice", "Which layers to negate", tuple(_says(found, ranked)), tuple(heads), rows, pictures)
 
@@ -71,16 +73,18 @@ def _ranked(found: Advised) -> list[Candidate]:
     return sorted(found.candidates.values(), key=lambda one: one.prediction.distance if one.prediction else 0.0)
 
 
-def _cells(one: Candidate, found: Advised) -> Iterator[str]:
-    yield one.name
+def _cells(number: int, one: Candidate, found: Advised) -> Iterator[str]:
+    yield f"{number}. {one.name}"
     if one.prediction is not None:
         for value in (one.prediction.distance, one.prediction.memory, one.prediction.useful, one.prediction.loss):
             yield f"{value:.2f}"
-    yield "yes" if one.conditions.preserved else "unknown"
+    by = "Theorem 7" if one.conditions.covered_by_theorem else "a symmetry"
+    yield by if one.conditions.preserved else "unknown"
     yield "yes" if one.cauchy_by_paths else "no"
     if found.outcomes:
         yield f"{found.outcomes[one.name]:.2f}" if one.name in found.outcomes else ""
-    yield one.says
+    if one.prediction is not None:
+        yield one.expected
 
 
 def _says(found: Advised, ranked: Sequence[Candidate]) -> Iterator[str]:
@@ -103,7 +107,7 @@ def _says(found: Advised, ranked: Sequence[Candidate]) -> Iterator[str]:
     for name, one in agreements([found]).items():
         yield (
             f"Ranking by {name}: Kendall's tau {one.tau:+.2f} with the measured gaps of {len(found.outcomes)} sets (p "
-            f"{one.p:.2f} by permutation); its first choice is {one.regret:.2f} points above the best."
+            f"{tell_p(one.p)} by permutation); its first choice is {one.regret:.2f} points above the best."
         )
 
 
@@ -123,8 +127,9 @@ def _plane(ranked: Sequence[Candidate]) -> Picture:
             ("anew", (0, 0), "D", "c4"),
         ):
             axes.plot(*place, marker, color=LIGHT[colour], label=label, markersize=6)
-        for number, (x, y) in enumerate(points[:_NUMBERED], start=1):
-            axes.annotate(str(number), (x, y), xytext=(4, 3), textcoords="offset points", color=LIGHT["ink"])
+        spans = [float(high - low) for low, high in (axes.get_xlim(), axes.get_ylim())]
+        for numbers, corner in _numbered(points[:_NUMBERED], (_NEAR[0] * spans[0], _NEAR[1] * spans[1])):
+            axes.annotate(numbers, corner, xytext=(4, 3), textcoords="offset points", color=LIGHT["ink"])
         put_legend(figure, axes)
     told = "; ".join(f"{one.name} {x:.2f} and {y:.2f}" for one, (x, y) in zip(ranked, points, strict=True))
     caption = (
@@ -135,3 +140,21 @@ def _plane(ranked: Sequence[Candidate]) -> Picture:
 
 
 _NUMBERED = 12  # candidates whose number there is room for
+_NEAR = 0.06, 0.08  # of the plane's width and height: points with less between them have one label
+
+
+def _numbered(
+    points: Sequence[tuple[float, float]], near: tuple[float, float]
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    """A label for each point, or for several that are near to one another, and the corner that it stands at."""
+    groups: list[list[int]] = []
+    for at, (x, y) in enumerate(points):
+        for group in groups:
+            if any(abs(points[one][0] - x) < near[0] and abs(points[one][1] - y) < near[1] for one in group):
+                group.append(at)
+                break
+        else:
+            groups.append([at])
+    for group in groups:
+        corner = max(points[at][0] for at in group), max(points[at][1] for at in group)
+        yield ", ".join(str(at + 1) for at in group), corner
