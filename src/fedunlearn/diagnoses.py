@@ -332,12 +332,16 @@ class Advised:
     samples: tuple[int, int]
 
     def rules(self) -> dict[str, list[float]]:
-        """The adviser's score and two simple ones', of each set with an outcome; the smallest is the best."""
+        """The adviser's score and two simple ones', of each set with an outcome; the smallest is the best.
+
+        Of sets that begin with the same layer, the smaller one is first: the paper negates the first layer alone.
+        """
         names = [name for name in self.candidates if name in self.outcomes]
         known = [(self.candidates[name].prediction, self.depth[name]) for name in names]
+        sizes = [len(self.candidates[name].layers) for name in names]
         return {
             "the adviser": [found.distance for found, _ in known if found],
-            "the first layer first": [float(depth) for _, depth in known],
+            "the first layer first": [depth + 0.01 * size for (_, depth), size in zip(known, sizes, strict=True)],
             "the largest loss after negation first": [-found.loss for found, _ in known if found],
         }
 

@@ -14,6 +14,7 @@ from math import sqrt
 from statistics import fmean
 from typing import Any
 
+from fedunlearn.evaluation.agreement import kendall
 from fedunlearn.evaluation.published import Printed, published
 from fedunlearn.evaluation.rows import ORIGINAL, curves
 from fedunlearn.evaluation.scores import MEASURES, average_gap
@@ -22,7 +23,7 @@ from fedunlearn.evaluation.table import REFERENCE, Line
 from fedunlearn.report.block import Block, about
 from fedunlearn.report.report import Report
 
-__all__ = ["Order", "Pair", "Result", "Shape", "kendall", "shape_of"]
+__all__ = ["Order", "Pair", "Result", "Shape", "shape_of"]
 
 FINE_TUNING = "FT"
 LEAST_GAP = 5.0  # percentage points of fine-tuning's gap: with less there is hardly anything to forget
@@ -207,14 +208,6 @@ def shape_of(report: Report, experiment: str, drawn: str | None = None) -> Shape
     )
 
 
-def kendall(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Kendall's tau-b of two orders of the same things; None where one of them orders nothing."""
-    pairs = list(combinations(range(len(one)), 2))
-    signs = [(_sign(one[a] - one[b]), _sign(other[a] - other[b])) for a, b in pairs]
-    ordered = sum(first != 0 for first, _ in signs) * sum(second != 0 for _, second in signs)
-    return sum(first * second for first, second in signs) / sqrt(ordered) if ordered else None
-
-
 @dataclass(frozen=True)
 class _Both:
     """A method that both have."""
@@ -281,10 +274,6 @@ def _curve(report: Report, label: str, whole: int) -> tuple[tuple[float, float],
 
 def _rank(gap: float, gaps: Sequence[float]) -> int:
     return 1 + sum(other < gap for other in gaps)
-
-
-def _sign(number: float) -> int:
-    return (number > 0) - (number < 0)
 
 
 def _sentence(where: str) -> str:

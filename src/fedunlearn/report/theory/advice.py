@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fedunlearn.amounts import tell_p
 from fedunlearn.diagnoses import Advised, Found
+from fedunlearn.evaluation.agreement import Agreement, agreement
 from fedunlearn.report.drawing import LIGHT, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.theory.section import Section
-from fedunlearn.theory.advice import Agreement, Candidate, agreement
+from fedunlearn.theory.advice import Candidate
 
 __all__ = ["advice_as_markdown", "agreements", "section"]
 
