@@ -558,7 +558,7 @@ def reached(bound: Bound) -> float | None:
     return next(came, None)
 
 
-_DRAWS = 20
+_DRAWS = 12
 """Of minibatches at each model on the way, for the terms of noise, which cost most."""
 
 

@@ -247,7 +247,7 @@ def bound_along(
     by trapezoids over the checkpoints, which should be dense at the beginning, where losses and gradients change
     most, and end where the model counts as unlearned. At most three copies of the parameters are held besides the
     models. At each checkpoint come one gradient of all samples, ``4 draws`` of mini-batches, and ``2 draws`` products
-    z' H z of 256 samples.
+    z' H z of 64 samples.
 
     Args:
         path: times and models, from time 0 on; read one after the other, so a generator may load each when its

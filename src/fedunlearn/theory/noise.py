@@ -14,7 +14,7 @@ from fedunlearn.theory.losses import Samples, add_gradient, double_backward, gra
 
 __all__ = ["Curvature", "Noise", "diagonal_noise", "full_noise"]
 
-_HESSIAN = 256  # samples whose loss is taken for that of all in one draw: an unbiased estimate, fresh each time
+_HESSIAN = 64  # samples whose loss is taken for that of all in one draw: an unbiased estimate, fresh each time
 
 
 class Curvature(Protocol):
