@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedunlearn import diagnoses
+from fedunlearn.cli import main
 from fedunlearn.evaluation.membership import mia
 from fedunlearn.runner import run
 from tiny import load_tiny
@@ -44,3 +47,15 @@ def kept_run(folder: Path, *overrides: str) -> Path:
     for _ in run(load_tiny(folder, *KEPT, *overrides), folder / "run", workers=1, command="fedunlearn run tiny.toml"):
         pass
     return folder / "run"
+
+
+def tell(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output, and standard error, of ``fedunlearn`` with these arguments."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["fedunlearn", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0), out.getvalue(), err.getvalue()
+    return 0, out.getvalue(), err.getvalue()

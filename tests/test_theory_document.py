@@ -57,7 +57,7 @@ def test_the_table_has_all_seventeen_errata_each_with_a_test_that_bears_its_numb
 
 
 def test_measured_results_have_their_places() -> None:
-    places = re.findall(r"^<!-- measured: (\S+) -->$", TEXT, re.MULTILINE)
+    places = re.findall(r"^<!-- found: (\S+) -->$", TEXT, re.MULTILINE)
     assert places == ["table-3", "table-8", "figure-3", "figure-7", "figure-8", "advice"]
     for place in places:
-        assert re.search(rf"<!-- measured: {place} -->\n(?:(?!<!-- measured)[\s\S])*?<!-- end: {place} -->", TEXT)
+        assert re.search(rf"<!-- found: {place} -->\n(?:(?!<!-- found)[\s\S])*?<!-- end: {place} -->", TEXT)

@@ -47,8 +47,8 @@ class Artefact:
 def artefacts() -> dict[str, Artefact]:
     """Those that there is an experiment for, by name, in the paper's order.
 
-    An experiment belongs to the table or figure that its file is named after. A figure that can be had of a table's
-    runs needs no file of its own: it has the table's experiments of its data sets and networks.
+    An experiment belongs to the table or figure that its file is named after, and to those that can be had of its runs
+    too.
     """
     tables = {scale: _tables(scale) for scale in SCALES}
     found = {}
@@ -84,4 +84,4 @@ def _minutes(name: str, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, fl
     own = [experiment for experiment in tables if named_after(experiment)]
     blocks = runs_of(name)
     shared = [experiment for experiment, table in tables.items() if table.get("published") in blocks]
-    return {experiment: tables[experiment].get("minutes") for experiment in own or shared}
+    return {experiment: tables[experiment].get("minutes") for experiment in sorted({*own, *shared})}

@@ -171,8 +171,8 @@ class Optimality:
 
     Attributes:
         conditions: of the theorem.
-        norms: of each negated layer, Definition 7's norm after the negation, as a share of the layer's own norm: to the
-            model before the request and the retrained one; and the same were the sign free. None of a network alone.
+        norms: of each negated layer, Definition 7's norm after the negation, as a share of the layer's own norm, to the
+            retrained model; and the same were the sign free, as before the negation. None of a network alone.
     """
 
     conditions: Conditions
@@ -183,12 +183,12 @@ def optimality(subject: Subject, layers: tuple[str, ...] = ()) -> Optimality:
     """Of a run's negated layers; ``layers``: these instead."""
     network = subject.network(subject.original)
     selection: Selection = layers or next((method.layers for method in subject.negating.values()), FIRST_LAYER)
-    optima = [subject.original, subject.models[REFERENCE, LAST]]
+    retrained = subject.models[REFERENCE, LAST]  # the model before the request is at distance 0 from itself
     norms = {}
     for part in select(network, selection):
-        known = [weights.parameters[part.name] for weights in optima]
-        own = float(known[0].double().norm())
-        norms[part.name] = tuple(lwo_norm(-known[0], known, sign_is_free=free) / own for free in (False, True))
+        theta, optimum = (weights.parameters[part.name] for weights in (subject.original, retrained))
+        own = float(theta.double().norm())
+        norms[part.name] = tuple(lwo_norm(-theta, [optimum], sign_is_free=free) / own for free in (False, True))
     return Optimality(conditions(network, selection, subject.example), norms)  # type: ignore[arg-type]
 
 
@@ -278,7 +278,12 @@ class Spectra:
 
 
 def spectra(subject: Subject) -> Spectra:
-    """At what each method's unlearning step left, on what stays."""
+    """At what each method's unlearning step left, on what stays, a gradient a sample.
+
+    A minibatch's covariance is that of samples over its size, so the spectra have one shape. Minibatches drawn again
+    and again from a few hundred samples, as the paper's from its thousands, would show these samples' own spectrum,
+    which the inversion could not tell from that of the distribution behind them.
+    """
     x, y = subject.retained
     sizes = {name: one.numel() for name, one in subject.network(subject.original).named_parameters()}
     block = next((glob for glob in _FIRST_BLOCKS if any(fnmatchcase(name, glob) for name in sizes)), None)
@@ -291,7 +296,8 @@ def spectra(subject: Subject) -> Spectra:
                 y,
                 subset_size=min(_SUBSET, elements),
                 subsets=_SUBSETS,
-                batches=_FEW_BATCHES if block else _MANY_BATCHES,
+                batches=len(y),
+                batch_size=1,
                 parameters=[block] if block else None,
                 seed=subject.seed,
             )
@@ -303,13 +309,11 @@ def spectra(subject: Subject) -> Spectra:
 _FIRST_BLOCKS = ("layer1.0.*", "encoder.layers.encoder_layer_0.*")
 """Of a ResNet and of a ViT, which the paper looks at alone; of other networks it looks at all layers."""
 
-_FEW_BATCHES, _MANY_BATCHES = 128, 2048
-"""Gradients: the paper's numbers, for these networks and for others."""
+_SUBSET, _SUBSETS = 1000, 20
+"""Coordinates in a subset, and subsets.
 
-_SUBSET, _SUBSETS = 2000, 20
-"""Coordinates in a subset, as the paper has it, where there are so many; and subsets.
-
-The paper has 100; a curve over 20 of them differs by less than the 10 % and 90 % quantiles do.
+The paper has 2000, of which fewer than a thousand gradients would not resolve the shape; and 100 subsets, but a curve
+over 20 of them differs by less than the 10 % and 90 % quantiles do.
 """
 
 
@@ -467,19 +471,24 @@ def bounds(subject: Subject) -> Bounds:
     client that takes part.
 
     Raises:
-        ValueError: the run kept no model on the way, or has not one learning rate.
+        ValueError: the run kept no model on the way, does not train by gradient descent with one learning rate, or not
+            all samples that stay are looked at.
     """
     training, held = subject.simulation.training, _stay(subject)
     rate, steps = _pace(training, held)
     clients = ceil(round(subject.plan.training.participation * len(held), 9))  # as `backends.sampled` has it
-    retrained, best = subject.models[REFERENCE, LAST], longest(subject)
+    if len(subject.retained[1]) < sum(held):
+        raise ValueError(
+            f"the noise of minibatches is that of drawing from all {sum(held):,} samples that stay: give --samples "
+            f"{sum(held)} or more"
+        )
+    paths = {label: _doubling(subject.path(label)) for label in subject.labels if label != REFERENCE}
+    retrained, best = subject.models[REFERENCE, LAST], longest(subject)  # after what can fail at once
     target = _gap(subject, retrained)
     found: dict[str, Bound] = {}
     measured: dict[str, float | None] = {}
-    for label in subject.labels:
-        if label == REFERENCE:
-            continue
-        path = list(_until_reached(_doubling(subject.path(label)), subject, target))
+    for label, way in paths.items():
+        path = list(_until_reached(way, subject, target))
         found[label] = bound_along(
             ((rounds * steps * rate, subject.network(weights)) for rounds, weights in path),
             subject.network(retrained),
@@ -506,15 +515,17 @@ def _pace(training: LocalTraining, held: Sequence[int]) -> tuple[float, float]:
         held: samples of each client.
 
     Raises:
-        ValueError: there is not one learning rate.
+        ValueError: it is not gradient descent, or there is not one learning rate.
     """
     optimizer = training.optimizer
-    lr = getattr(optimizer, "lr", None)
-    if lr is None:
-        raise ValueError(f"{optimizer!r} has no learning rate, which time is measured in: give it a field lr")
+    if not isinstance(optimizer, SGD):
+        raise ValueError(
+            f"the bound is of gradient descent, whose steps are as long as its gradients, and not of "
+            f"{type(optimizer).__name__}: run it with training.optimizer SGD"
+        )
     if not isinstance(training.schedule, Constant):
         raise ValueError("a bound's time has one learning rate: run it with training.schedule Constant")
-    rate = lr / (1 - optimizer.momentum) if isinstance(optimizer, SGD) else lr
+    rate = optimizer.lr / (1 - optimizer.momentum)
     return rate, fmean(ceil(training.epochs * batch_count(samples, training.batch_size)) for samples in held)
 
 

@@ -75,8 +75,12 @@ def test_where_there_are_too_many_orders_some_are_drawn(monkeypatch: pytest.Monk
     assert one.tau == exact.tau
     assert one.p == pytest.approx(exact.p, abs=0.02)  # four standard deviations
     assert one.p != agreement([rule], [came], seed=1).p
-    nine = list(range(9))
-    assert agreement([nine], [nine]).p == pytest.approx(1 / 10_000)  # its own order is always among them
+
+
+def test_their_own_order_is_always_among_those_that_are_drawn() -> None:
+    nine, six = list(range(9)), list(range(6))
+    assert agreement([nine], [nine]).p == pytest.approx(1 / 10_000)
+    assert agreement([six, six], [six, six]).p == pytest.approx(1 / 10_000)  # together they have 518,400
 
 
 def test_regret_is_what_the_first_choice_costs() -> None:

@@ -268,13 +268,13 @@ def test_starved_are_layers_with_less_than_a_tenth_of_a_fresh_networks_gradient(
     assert of(told(networks, [("0",)]), "0").starved == ()
     loud = copy.deepcopy(networks[1])
     with torch.no_grad():
-        loud.get_parameter("4.weight").mul_(100)  # so that what lies below has a gradient a hundred times as large
+        loud.get_parameter("4.weight").mul_(70)  # so that what lies below has a gradient as much larger
     negated = copy.deepcopy(networks[0])
     with torch.no_grad():
         negated.get_parameter("0.weight").neg_()
     now, then = gradient_norms(negated, *KNOWN), gradient_norms(loud, *KNOWN)
-    assert [now[name] / then[name] < 0.1 for name in "024"] == [True, True, False]
-    assert of(told((networks[0], loud), [("0",)]), "0").starved == ("0", "2")
+    assert [now[name] / then[name] < 0.1 for name in "024"] == [False, True, False]
+    assert of(told((networks[0], loud), [("0",)]), "0").starved == ("2",)
 
 
 def test_the_nearest_to_no_memory_and_all_use_comes_first(networks: tuple[nn.Module, nn.Module]) -> None:

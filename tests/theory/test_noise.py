@@ -10,6 +10,7 @@ import torch
 from tanh_network import RecordedMemory, draw, flat_hessian, sample_gradients, signature, tiny
 from torch import nn
 
+from fedunlearn.theory import noise
 from fedunlearn.theory.losses import central_differences, double_backward
 from fedunlearn.theory.noise import Noise, diagonal_noise, full_noise
 
@@ -70,12 +71,13 @@ def test_section_5_both_curvatures_give_the_same_noise(estimate: Estimate) -> No
     assert (one.rise, one.error) == pytest.approx((other.rise, other.error), rel=1e-6)
 
 
-def test_with_few_draws_both_are_sums_over_the_mini_batches_that_were_drawn() -> None:
+def test_with_few_draws_both_are_sums_over_the_mini_batches_that_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Welford's update against numpy; and all covariances with the exact Hessian, to the last digits."""
     generator, (x, y) = torch.Generator().manual_seed(3), draw(COUNT)
     gradients = sample_gradients(tiny(), (x, y))
     means = [gradients[torch.randperm(COUNT, generator=generator)[:BATCH]].mean(0) for _ in range(5)]
     s = LR * np.cov(torch.stack(means).numpy().T, ddof=1)
+    monkeypatch.setattr(noise, "_HESSIAN", COUNT)  # the Hessian of all samples, and not of a part
     full, diagonal = (e(tiny(), (x, y), lr=LR, batch_size=BATCH, draws=5, seed=3) for e in BOTH)
     assert (full.trace, diagonal.trace) == pytest.approx((s.trace(), s.trace()), rel=1e-10)
     rise = np.trace(s @ flat_hessian(tiny(), (x, y)).numpy()) / 2
@@ -83,7 +85,7 @@ def test_with_few_draws_both_are_sums_over_the_mini_batches_that_were_drawn() ->
 
 
 def test_the_hessian_of_a_part_stands_for_that_of_all() -> None:
-    """Above 256 samples each product has a fresh part: its mean is that of all."""
+    """Above 64 samples each product has a fresh part: its mean is that of all."""
     count = 700
     s, h = exact(count=count)
     found = full_noise(tiny(), draw(count), lr=LR, batch_size=BATCH, draws=250)

@@ -163,14 +163,19 @@ def whole_of(name: str) -> str | None:
 
 
 def runs_of(artefact: str) -> frozenset[str]:
-    """The blocks whose runs a table or a figure without an experiment of its own is found in, too.
+    """The blocks whose runs a table or a figure is found in, beside those of experiments that are named after it.
 
-    Figure 1 draws what Table 1 prints; figures 3, 7 and 8 are diagnoses of models like those of Table 3.
+    Figure 1 draws what Table 1 prints; figures 3, 7 and 8 are diagnoses of models like those of Table 3, or like one
+    another's.
     """
     if whole := whole_of(artefact):
         return frozenset({whole})
-    parts = [name.partition("/")[2] for name in _findings() if name.startswith(f"{artefact}/")]
-    return frozenset(f"table-3/{part}" for part in parts)
+    parts = (
+        [name.partition("/")[2] for name in _findings() if name.startswith(f"{artefact}/")]
+        if artefact.startswith("figure-")
+        else []
+    )
+    return frozenset(f"{run}/{part}" for run in ("table-3", "figure-7") for part in parts)
 
 
 def published(name: str) -> Block:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 __all__ = [
@@ -102,7 +103,7 @@ def add_gradient(
 def double_backward(model: nn.Module, samples: Samples, direction: Sequence[Tensor], *, batch_size: int = 256) -> float:
     """z' H z, with H the Hessian of `mean_loss`, by the gradient of the gradient along z: exact.
 
-    Not every operation has a second derivative: fused attention on CPUs has none. `central_differences` needs none.
+    Not every operation has a second derivative. `central_differences` needs none.
 
     Args:
         model: is left as it was.
@@ -228,11 +229,15 @@ def _some(samples: Samples) -> Samples:
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and then each of its modules in the mode that it was in."""
+    """The model in evaluation mode, and then each of its modules in the mode that it was in.
+
+    Attention is computed by matrix products, since the fused one has no second derivative.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode

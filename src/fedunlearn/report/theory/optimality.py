@@ -55,8 +55,8 @@ def _says(found: Conditions) -> list[str]:
 def _said_of_norms(norms: Mapping[str, tuple[float, float]]) -> Iterator[str]:
     for name, (bound, free) in norms.items():
         yield (
-            f"Negated, {name} is {bound:.0%} of its own norm away from the nearest layer that is known to be optimal "
-            f"(of the model before the request, and of the retrained one); were signs free, {free:.0%} (Definition 7)."
+            f"Negated, {name} is {bound:.0%} of its own norm away from the retrained model's, up to scale; were signs "
+            f"free, {free:.0%} (Definition 7). Layers that have nothing to do with one another are 100 % apart."
         )
 
 
