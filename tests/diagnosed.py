@@ -34,7 +34,6 @@ def quick() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr("fedunlearn.evaluation.scores.mia", functools.partial(mia, repeats=1))
         for name, number in {"_ALIKE": 64, "_JACOBIANS": 24, "_SUBSET": 40, "_SUBSETS": 1, "_DRAWS": 2}.items():
             patch.setattr(diagnoses, name, number)
-        patch.setattr(diagnoses, "_MANY_BATCHES", 32)
         torch.set_num_threads(1)
         try:
             yield patch

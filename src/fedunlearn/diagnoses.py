@@ -37,7 +37,7 @@ from fedunlearn.subject import FIRST, LAST, Subject, subjects
 from fedunlearn.theory.activations import Similarity, compare
 from fedunlearn.theory.advice import Advice, Candidate, advise
 from fedunlearn.theory.bound import Bound, bound_along, loss_gap
-from fedunlearn.theory.gradient_spectrum import GradientSpectrum, gradient_spectrum
+from fedunlearn.theory.gradient_spectrum import GradientSpectrum, NoVariance, gradient_spectrum
 from fedunlearn.theory.grafting import LayerGap, graft, graftable, layer_gaps, negation_gaps
 from fedunlearn.theory.jacobian import JacobianControl, jacobian_control
 from fedunlearn.theory.losses import Samples, double_backward
@@ -272,9 +272,15 @@ _JACOBIANS = 300
 
 @dataclass(frozen=True)
 class Spectra:
-    """The spectrum of the gradients' covariance at the start of each method's recovery, by label (Figure 8)."""
+    """The spectrum of the gradients' covariance at the start of each method's recovery, by label (Figure 8).
+
+    Attributes:
+        methods: of each.
+        silent: of those that have none, why.
+    """
 
     methods: Mapping[str, GradientSpectrum]
+    silent: Mapping[str, str] = field(default_factory=dict)
 
 
 def spectra(subject: Subject) -> Spectra:
@@ -288,9 +294,11 @@ def spectra(subject: Subject) -> Spectra:
     sizes = {name: one.numel() for name, one in subject.network(subject.original).named_parameters()}
     block = next((glob for glob in _FIRST_BLOCKS if any(fnmatchcase(name, glob) for name in sizes)), None)
     elements = sum(size for name, size in sizes.items() if fnmatchcase(name, block or "*"))
-    return Spectra(
-        {
-            label: gradient_spectrum(
+    found: dict[str, GradientSpectrum] = {}
+    silent: dict[str, str] = {}
+    for label in subject.labels:
+        try:
+            found[label] = gradient_spectrum(
                 subject.network(subject.models[label, FIRST]),
                 x,
                 y,
@@ -301,9 +309,11 @@ def spectra(subject: Subject) -> Spectra:
                 parameters=[block] if block else None,
                 seed=subject.seed,
             )
-            for label in subject.labels
-        }
-    )
+        except NoVariance as error:  # torchvision's ViT begins with a head of zeros, through which no gradient comes
+            silent[label] = str(error)
+    if not found:
+        raise ValueError(next(iter(silent.values()), "the run has no method whose gradients could be looked at"))
+    return Spectra(found, silent)
 
 
 _FIRST_BLOCKS = ("layer1.0.*", "encoder.layers.encoder_layer_0.*")

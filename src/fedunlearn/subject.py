@@ -20,15 +20,13 @@ from fedunlearn.requests import Rest
 from fedunlearn.runfolder import FolderError, RunFolder, runs_in
 from fedunlearn.runner import kept_models, kept_on_the_way
 from fedunlearn.simulation import Setting, Simulation
+from fedunlearn.theory.losses import Samples
 from fedunlearn.weights import Weights
 
 __all__ = ["FIRST", "LAST", "Inputs", "Subject", "complete_seeds", "subjects"]
 
 FIRST, LAST = "first", "last"
 """Moments of a model: what the unlearning step left, and what recovery ended with."""
-
-Samples = tuple[Tensor, Tensor]
-"""Inputs ``(n, ...)`` as at test time, and classes ``(n,)``, on the device that computes."""
 
 
 @dataclass(frozen=True)

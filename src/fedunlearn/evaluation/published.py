@@ -175,7 +175,7 @@ def runs_of(artefact: str) -> frozenset[str]:
         if artefact.startswith("figure-")
         else []
     )
-    return frozenset(f"{run}/{part}" for run in ("table-3", "figure-7") for part in parts)
+    return frozenset(f"{run}/{part}" for run in ("table-3", "figure-7") for part in parts) & _findings().keys()
 
 
 def published(name: str) -> Block:

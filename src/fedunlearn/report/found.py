@@ -137,7 +137,12 @@ def _spectra(results: Sequence[Spectra], printed: Finding, report: Report) -> tu
     (whole,) = printed.rows
 
     def ratios(level: float) -> list[list[float | None]]:
-        return [[dimension_ratio(one.methods[label], one.methods[REFERENCE], level) for one in results]]
+        return [
+            [
+                dimension_ratio(one.methods[label], one.methods[REFERENCE], level) if REFERENCE in one.methods else None
+                for one in results
+            ]
+        ]
 
     named = {whole: 0.999, "at 99 %": 0.99, "at 95 %": 0.95}
     return "share of dimensions", printed.columns, [(told, ratios(level)) for told, level in named.items()]

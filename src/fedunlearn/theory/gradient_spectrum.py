@@ -14,7 +14,7 @@ from fedunlearn.randomness import stable_seed
 from fedunlearn.theory.gradients import minibatch_gradients, parameters_named
 from fedunlearn.theory.spectrum import Psi, dimension, population_spectrum, sample_eigenvalues, spectral_content
 
-__all__ = ["RESOLVED", "Band", "GradientSpectrum", "dimension_ratio", "gradient_spectrum"]
+__all__ = ["RESOLVED", "Band", "GradientSpectrum", "NoVariance", "dimension_ratio", "gradient_spectrum"]
 
 Floats = NDArray[np.float64]
 
@@ -31,6 +31,10 @@ _FEW = 10  # batches an epoch
 _POOL = 10  # samples a coordinate: drawn from 2 of them Psi is off by 0.3, from 20 by 0.005
 _CONTROL = 0.1  # the control's error beyond that of estimated variances: as large as what is not resolved
 _BAND = (0.1, 0.9)
+
+
+class NoVariance(ValueError):
+    """Gradients are all the same, so that there is nothing to be spread over dimensions."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ def gradient_spectrum(
 
     Raises:
         ValueError: parameters are fewer than a subset has, batches too few, a glob or a batch size does not fit, or
-            a subset has no gradient, or one that is not finite.
+            a gradient is not finite.
+        NoVariance: on a subset all gradients are the same.
     """
     picked = parameters_named(model, parameters)
     elements = sum(picked.values())
@@ -219,7 +224,7 @@ def _estimated(rows: Floats) -> _Subset:
     eigenvalues = sample_eigenvalues(rows)
     # Rounding leaves gradients that are all the same a variance of about 1e-32 of their squares.
     if eigenvalues.sum() <= 1e-20 * (rows**2).sum():
-        raise ValueError("gradients on a subset are all the same: pick parameters that the loss depends on")
+        raise NoVariance("gradients on a subset are all the same: pick parameters that the loss depends on")
     spectrum = population_spectrum(eigenvalues, n - 1, p)
     sample = spectral_content(eigenvalues, p)
     return _Subset(sample.alpha, sample.share, spectrum.content(p).share, spectrum.residual)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def _cka(found: Similarities) -> Section:
     return cka.section(found.models, random=random if random in found.models else None)
 
 
+def _spectrum(found: Spectra) -> Section:
+    section = spectrum.section(found.methods)
+    return replace(section, says=(*section.says, *(f"{label}: {why}." for label, why in found.silent.items())))
+
+
 SECTIONS: Mapping[str, tuple[type[Any], Callable[[Any], Section]]] = {
     "poset": (Ordered, poset.section),
     "advice": (Advised, advice.section),
@@ -28,7 +34,7 @@ SECTIONS: Mapping[str, tuple[type[Any], Callable[[Any], Section]]] = {
     "cka": (Similarities, _cka),
     "coadaptation": (Gaps, lambda found: coadaptation.section(found.gaps)),
     "jacobian": (JacobianControl, jacobian.section),
-    "spectrum": (Spectra, lambda found: spectrum.section(found.methods)),
+    "spectrum": (Spectra, _spectrum),
     "bound": (Bounds, lambda found: bound.section(found.bounds, found.measured)),
 }
 """By diagnosis, in the order of the page: what its results are, and how they are told."""
