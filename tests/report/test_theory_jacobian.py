@@ -37,6 +37,27 @@ def test_sentences_count_what_changed_turned_and_vanished() -> None:
     assert "0.02, in conv1" in fifth
 
 
+def test_a_p_is_how_often_equal_laws_look_as_far_apart() -> None:
+    assert dict(section(CONTROL).heads)["p"] == "how often equal laws would look as far apart"
+
+
+@pytest.mark.parametrize(
+    ("ps", "count"), [((0.03, 0.04), 0), ((0.03,), 1), ((0.005, 0.02, 0.03, 0.04), 1), ((0.01, 0.02, 0.04), 3)]
+)
+def test_layers_whose_law_has_changed_are_counted_after_holms_correction(ps: tuple[float, ...], count: int) -> None:
+    rows = (ROWS[1], *(replace(ROWS[3], layer=f"fc{number}", p=p) for number, p in enumerate(ps)))
+    third = section(replace(CONTROL, rows=rows)).says[2]
+    assert f"changed in {count} of {len(ps)} layers (p at most 0.05 by Holm's correction for {len(ps)} tests)" in third
+
+
+def test_of_more_layers_than_a_p_of_one_in_200_can_tell_apart_none_is_said_to_be_changed() -> None:
+    rows = (ROWS[1], *(replace(ROWS[3], layer=f"fc{number}", p=0.005 if number else 0.8) for number in range(11)))
+    third = section(replace(CONTROL, rows=rows)).says[2]
+    assert "changed in" not in third
+    assert "p is at most 0.05 in 10 of 11 layers, where chance alone would make it so in 0.6" in third
+    assert "no p is below 1/200, which Holm's correction for 11 tests makes 0.055" in third
+
+
 def test_without_layers_above_or_starved_ones_nothing_is_said_of_them() -> None:
     says = section(replace(CONTROL, rows=(replace(ROWS[1], layer="last"),))).says
     assert len(says) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -249,6 +250,18 @@ def test_a_sketch_keeps_inner_products_in_expectation() -> None:
     products = (exact @ exact.T).numpy()
     sketched = np.mean([law @ law.T for law in (jacobian_sketches(model, x, seed=s)["2"] for s in range(60))], axis=0)
     assert np.abs(sketched - products).max() < 0.1 * np.abs(products).max()
+
+
+def test_a_sketch_spreads_the_entries_of_one_input_over_all_its_numbers() -> None:
+    """Of 128 inputs one is active, so that J's entries lie 128 apart. |J|^2 varies by sqrt(2 / 128) = 0.125."""
+    model = nn.Sequential(nn.Linear(128, 64, bias=False), nn.Linear(64, 1))
+    nn.init.constant_(model[1].weight, 0.5)
+    x = F.one_hot(torch.tensor([5]), 128).float()
+    sketches = np.concatenate([jacobian_sketches(model, x, seed=seed)["0"] for seed in range(400)])
+    found = np.square(sketches).sum(1) / (64 * 0.5**2)
+    assert found.mean() == pytest.approx(1, abs=0.03)
+    assert found.std() == pytest.approx(math.sqrt(2 / 128), rel=0.2)
+    assert np.count_nonzero(sketches, 1).min() > 30
 
 
 def test_a_sketch_is_linear_in_the_jacobian_and_the_same_for_a_seed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -279,6 +280,26 @@ def test_products_of_data_recurrences_and_embeddings_are_refused_by_name() -> No
         constants_of(weight, torch.ones(1, 3))
     with pytest.raises(ValueError, match="meta device"):
         constants_of(nn.Linear(3, 2, device="meta"), torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("use", [lambda x, w: x @ w.T, lambda x, w: x @ (2 * w), lambda x, w: torch.mm(x, w + w.T)])
+def test_a_matrix_that_is_computed_is_refused_by_name(use: Callable[[Tensor, Tensor], Tensor]) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.eye(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return use(x, self.w)
+
+    with pytest.raises(ValueError, match=r"(matmul|mm) in w \(its matrix is computed: .* linear\(x, w\)"):
+        constants_of(Product(), torch.ones(1, 3))
+
+
+def test_a_threshold_is_continuous_only_where_it_puts_its_own_value() -> None:
+    assert constant(nn.Threshold(0.5, 0.5), 1, 3) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"threshold after 0 \(it jumps from 0 to 0.5 "):
+        constant(nn.Threshold(0.5, 0.0), 1, 3)
 
 
 # Lemma 6 and Theorem 6

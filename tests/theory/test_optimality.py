@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
@@ -116,6 +117,59 @@ def test_an_antichain_of_parallel_layers_is_covered() -> None:
     assert found.antichain
     assert found.covered_by_theorem
     assert [layer.takers for layer in found.layers] == [("head",), ("c",)]
+
+
+class Gated(nn.Module):
+    """tanh(a) * sigmoid(b), or another product of these."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.product(self.a(x), self.b(x)))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("product", "op"),
+    [
+        (lambda a, b: torch.tanh(a) * torch.sigmoid(b), "mul"),
+        (lambda a, b: torch.tanh(a) / (1 + b * b), "div"),
+    ],
+)
+def test_a_layer_gated_by_another_branch_is_preserved_but_not_covered(
+    product: Callable[[Tensor, Tensor], Tensor], op: str
+) -> None:
+    found = conditions(Gated(product), "a", torch.randn(3, 4))
+    (layer,) = found.layers
+    assert (layer.covered, found.covered_by_theorem, found.preserved) == (False, False, True)
+    assert layer.reason == f"the theorem speaks of activations, not of {op}; but head can take the sign up"
+
+
+def test_a_product_in_which_the_sign_is_lost_is_no_activation_either() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            z: Tensor = self.head(y * y.flip(1))
+            return z
+
+    (layer,) = conditions(Twice(), "first", torch.randn(3, 4)).layers
+    assert (layer.covered, layer.preserved, layer.takers) == (False, True, ())
+    assert layer.reason == "the theorem speaks of activations, not of mul; but the network does not see the sign"
+
+
+@pytest.mark.parametrize(
+    "psi", [lambda a: a * torch.tanh(a), lambda a: a.abs() * torch.sin(2 * a), lambda a: a * a * a]
+)
+def test_a_product_of_functions_of_one_value_is_an_activation(psi: Callable[[Tensor], Tensor]) -> None:
+    (layer,) = conditions(Gated(lambda a, _: psi(a)), "a", torch.randn(3, 4)).layers
+    assert (layer.covered, layer.preserved) == (True, True)
 
 
 def test_erratum_7_an_odd_activation_before_a_maximum_or_a_sum_is_not_enough() -> None:

@@ -94,6 +94,38 @@ def test_a_relation_of_the_middle_alone_is_none() -> None:
     assert parity(lambda x: torch.where(x.abs() < 0.5, torch.relu(x), torch.zeros_like(x))) is None
 
 
+@pytest.mark.parametrize(
+    "psi",
+    [
+        nn.Hardtanh(-200, 300),
+        nn.Hardtanh(-200, 201),
+        lambda x: x.clamp(max=6e4),
+        lambda x: x.clamp(-9e5, 9.1e5),
+        lambda x: x.clamp(min=-6e4).square(),
+        lambda x: x.clamp(min=200),
+        lambda x: torch.sigmoid(x) + F.relu(x - 5e5),
+    ],
+)
+def test_a_relation_that_ends_far_out_is_none(psi: Psi) -> None:
+    assert parity(psi) is None
+    assert parity(lambda x: psi(x - 3), 6.0) is None
+
+
+@pytest.mark.parametrize("name", [*ODD, *EVEN, *SIGMOID_LIKE])
+def test_a_relation_in_single_precision_or_about_another_point_holds_far_out(name: str) -> None:
+    psi = (ODD | EVEN | SIGMOID_LIKE)[name]
+    expected, single, moved = parity(psi), parity(lambda x: psi(x.float())), parity(lambda x: psi(x - 0.3), 0.6)
+    assert expected is not None
+    assert single is not None
+    assert moved is not None
+    assert single.kind == moved.kind == expected.kind
+
+
+def test_a_clamped_straight_odd_part_is_no_skip() -> None:
+    assert skip(lambda x: x.clamp(0, 200)) is None
+    assert skip(lambda x: F.gelu(x).clamp(max=6e4)) is None
+
+
 def test_the_size_of_an_activation_does_not_decide() -> None:
     assert parity(lambda x: 1e-9 * torch.relu(x)) is None
     assert parity(lambda x: 1e9 * torch.relu(x)) is None

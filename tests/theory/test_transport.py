@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -130,6 +131,23 @@ def test_erratum_9_the_end_of_the_proof_is_weaker_than_the_statement() -> None:
 
 
 # The estimates
+
+
+def test_fewer_lines_than_dimensions_do_not_see_what_is_at_right_angles_to_them() -> None:
+    unseen = np.linalg.svd(sliced(np.eye(9), 8, 0).T)[2][-1]
+    one = np.random.default_rng(0).normal(size=(20, 9))
+    other = one + np.linspace(1, 5, 20)[:, None] * unseen
+    assert sliced_wasserstein(sliced(one, 8, 0), sliced(other, 8, 0)) == pytest.approx(0, abs=1e-12)
+    assert sliced_wasserstein(sliced(one, 9, 1), sliced(other, 9, 1)) > 0.1
+
+
+def test_more_lines_than_dimensions_do_not_tell_all_laws_apart_either() -> None:
+    """Sums of even and of odd numbers of steps, one at right angles to each line: taking it or not pairs them."""
+    steps = sliced(np.eye(2), 6, 0).T @ [[0.0, 1.0], [-1.0, 0.0]]
+    taken = np.array(list(itertools.product((0, 1), repeat=6)))
+    one, other = (taken[taken.sum(1) % 2 == parity] @ steps for parity in (0, 1))
+    assert sliced_wasserstein(sliced(one, 6, 0), sliced(other, 6, 0)) == pytest.approx(0, abs=1e-12)
+    assert sliced_wasserstein(sliced(one, 6, 1), sliced(other, 6, 1)) > 0.001
 
 
 @given(st.integers(0, 1000), st.integers(1, 30))

@@ -39,7 +39,7 @@ __all__ = [
 
 ACTIVATIONS: Mapping[str, float] = {
     **dict.fromkeys(("relu", "relu6", "hardtanh", "tanh", "abs", "neg", "sin", "cos", "celu"), 1.0),
-    **dict.fromkeys(("softplus", "log_sigmoid", "clamp", "clamp_min", "clamp_max", "threshold"), 1.0),
+    **dict.fromkeys(("softplus", "log_sigmoid", "clamp", "clamp_min", "clamp_max"), 1.0),
     "sigmoid": 1 / 4,
     "hardsigmoid": 1 / 6,
     "hardswish": 3 / 2,
@@ -383,6 +383,8 @@ def _constant(node: Node, source: Node, state: Mapping[str, Tensor], seed: int) 
     """Of an operation with one input."""
     if node.op in ACTIVATIONS:
         return ACTIVATIONS[node.op]
+    if node.op == "threshold":
+        return _threshold(node)
     if node.op in ("leaky_relu", "prelu"):
         slope = _largest(node, "weight", state) if node.op == "prelu" else abs(_number(node, "negative_slope", 0.01))
         return max(1.0, slope)
@@ -413,10 +415,7 @@ def _constant(node: Node, source: Node, state: Mapping[str, Tensor], seed: int) 
         one = (1, *source.shape[-weight.ndim + 1 :])
         return operator_norm(lambda x: _applied(node, x, state), weight.new_zeros(one), seed=seed)
     if node.op in ("linear", "matmul", "mm", "addmm"):
-        role = {"linear": "weight", "addmm": "mat2"}.get(node.op) or (
-            {"self", "other", "mat2"} & set(node.tensors)
-        ).pop()
-        matrix = _tensor(node, role, state)
+        matrix = _tensor(node, "weight", state) if node.op == "linear" else _factor_matrix(node, state)
         if matrix.ndim == 2:
             return float(torch.linalg.matrix_norm(matrix, 2))
     raise _NoConstantError("none is known")
@@ -436,6 +435,24 @@ def _tensor(node: Node, role: str, state: Mapping[str, Tensor]) -> Tensor:
     if role not in node.tensors:
         raise _NoConstantError("its weight is computed from others: remove the parametrization first")
     return state[node.tensors[role]]
+
+
+def _factor_matrix(node: Node, state: Mapping[str, Tensor]) -> Tensor:
+    """Of a product of matrices, the one that does not depend on the input; the graph knows it if it is taken as it is.
+
+    What is computed, a transpose too, is left out of the graph: only the parameters that it is made of are known.
+    """
+    roles = ({"mat1", "mat2"} if node.op == "addmm" else {"self", "other", "mat2"}) & set(node.tensors)
+    if not roles:
+        raise _NoConstantError("its matrix is computed: of x @ w.T make linear(x, w), keep others as a parameter")
+    return _tensor(node, roles.pop(), state)
+
+
+def _threshold(node: Node) -> float:
+    at, value = _number(node, "threshold", math.nan), _number(node, "value", math.nan)
+    if at != value:
+        raise _NoConstantError(f"it jumps from {value:g} to {at:g} and has none")
+    return 1.0
 
 
 def _largest(node: Node, role: str, state: Mapping[str, Tensor]) -> float:

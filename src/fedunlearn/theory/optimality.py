@@ -240,9 +240,8 @@ def _reason(followed: Reflection, symmetry: tuple[str, ...], covered: bool) -> s
         norms = [end.name for end in followed.ends if end.kind == "normalisation"]
         if norms:
             return f"{_list(norms)} reads it: with the normalisation's weight negated too, the function is the same"
-        return (
-            f"the theorem speaks of activations, not of {_list(followed.products)}; but {takers} can take the sign up"
-        )
+        free = f"{takers} can take the sign up" if takers else "the network does not see the sign"
+        return f"the theorem speaks of activations, not of {_list(followed.products)}; but {free}"
     stuck = _list(followed.stuck)
     if symmetry:
         return f"{stuck}; but with {len(symmetry)} other tensors negated too the function is the same"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,8 +17,11 @@ Kind = Literal["odd", "even", "sigmoid-like"]
 _RANGES = (1.0, 8.0, 100.0)
 """Half widths of the intervals that a relation must hold on: the middle alone would take a clamp at 8 for odd."""
 
-_POINTS = 1000  # in all, both signs
-_TOLERANCE = 1e-6  # of the relation's root mean square, as a share of the activation's
+_POINTS = 1000  # in these intervals, both signs
+_FAR = 1e6
+"""Beyond the intervals a relation must hold too, up to here: a clamp to [-200, 300] is odd on all of them."""
+
+_TOLERANCE = 1e-6  # of the relation's root mean square, as a share of the activation's; far out, of each point's
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Parity:
         a, b, c: of the relation.
         shift: 0; or the relation is that of psi(x) to psi(shift - x), and zero is shift / 2.
         error: root mean square of what is left of the relation, as a share of psi's own variation; the largest over
-            the intervals that were looked at.
+            the intervals that were looked at, and over the points beyond them.
         at_zero: whether the relation holds at x = 0 too. The paper's step, 1 where x > 0, obeys it everywhere else:
             its value at 0 would have to be 1/2.
     """
@@ -61,6 +65,8 @@ def parity(psi: Callable[[Tensor], Tensor], shift: float = 0.0) -> Parity | None
     singular value problem of the three columns psi(x), psi(-x), 1 falls apart into two of one unknown each, which are
     solved here: the variation of the sum about its mean, and the size of the difference.
 
+    Beyond the largest interval, up to 1e6, every point counts by itself, or the largest values would hide the others.
+
     Args:
         psi: acts element by element on a float64 tensor ``(n,)`` and returns one of the same shape.
         shift: for a psi whose argument became ``shift - x`` and not ``-x``: the relation of psi(x) to psi(shift - x).
@@ -72,23 +78,26 @@ def parity(psi: Callable[[Tensor], Tensor], shift: float = 0.0) -> Parity | None
     Raises:
         ValueError: psi does not act element by element.
     """
-    positive = torch.cat([_spread(half) for half in _RANGES])
+    positive = _points()
     p, q = _values(psi, shift / 2 + positive), _values(psi, shift / 2 - positive)
     finite = p.isfinite() & q.isfinite()
-    if not finite.any():
+    near, beyond = finite & (positive <= _RANGES[-1]), finite & (positive > _RANGES[-1])
+    if not near.any():
         return None
-    total = float((p + q)[finite].mean())
+    total = float((p + q)[near].mean())
     middle = total / 2
+    sizes = torch.maximum((p - middle).abs(), (q - middle).abs())
     found: list[tuple[float, Kind]] = []
     for kind in ("even", "odd"):
         rest = p - q if kind == "even" else p + q - total
-        errors = []
+        errors, size = [], 0.0
         for half in _RANGES:
-            inside = finite & (positive <= half)
+            inside = near & (positive <= half)
             size = _rms(torch.cat([p[inside], q[inside]]) - middle)
             left = _rms(rest[inside])
             # A value is known to a few units in its last place only.
             errors.append(0.0 if left <= 1e-14 * abs(total) else left / size if size else float("inf"))
+        errors.append(_largest(rest[beyond].abs(), sizes[beyond].clamp(min=size), 1e-14 * abs(total)))
         found.append((max(errors), kind))
     error, kind = min(found)
     if error > _TOLERANCE:
@@ -97,7 +106,7 @@ def parity(psi: Callable[[Tensor], Tensor], shift: float = 0.0) -> Parity | None
     if kind == "even":
         return Parity("even", 1.0, -1.0, 0.0, shift, error, at_zero=True)
     # A sum that is zero but for rounding is none.
-    c = 0.0 if abs(total) <= _TOLERANCE * _rms(torch.cat([p[finite], q[finite]])) else total
+    c = 0.0 if abs(total) <= _TOLERANCE * _rms(torch.cat([p[near], q[near]])) else total
     odd = abs(2 * zero - c) <= _TOLERANCE * max(1.0, abs(c))
     return Parity("sigmoid-like" if c else "odd", 1.0, 1.0, c, shift, error, odd)
 
@@ -115,25 +124,35 @@ def skip(psi: Callable[[Tensor], Tensor]) -> float | None:
     Returns:
         None: the odd part is no straight line, or it is zero (psi is even).
     """
-    x = torch.cat([_spread(half) for half in _RANGES])
+    x = _points()
     difference = _values(psi, x) - _values(psi, -x)
-    finite = difference.isfinite()
-    if not finite.any():
+    near, beyond = (difference.isfinite() & part for part in (x <= _RANGES[-1], x > _RANGES[-1]))
+    if not near.any():
         return None
-    x, difference = x[finite], difference[finite]
+    far, x, ends, difference = x[beyond], x[near], difference[beyond], difference[near]
     slope = float((x @ difference) / (x @ x))
     size = _rms(difference)
     for half in _RANGES:
         inside = x <= half
         if _rms(difference[inside] - slope * x[inside]) > _TOLERANCE * _rms(x[inside]):
             return None
+    if _largest((ends - slope * far).abs(), far, 0.0) > _TOLERANCE:
+        return None
     return slope if size > _TOLERANCE * _rms(x) else None
 
 
-def _spread(half: float) -> Tensor:
-    """Positive points in (0, half]; no random draw could make the answer better."""
+def _points() -> Tensor:
+    """Positive points: even in each interval, geometric beyond; no random draw could make the answer better."""
     count = _POINTS // (2 * len(_RANGES))
-    return half * torch.arange(1, count + 1, dtype=torch.float64) / count
+    even = torch.arange(1, count + 1, dtype=torch.float64) / count
+    edge = math.log10(_RANGES[-1])
+    return torch.cat([half * even for half in _RANGES] + [10 ** (edge + (math.log10(_FAR) - edge) * even)])
+
+
+def _largest(left: Tensor, sizes: Tensor, rounding: float) -> float:
+    """What is left at a point, as a share of its size, where it is most; what is mere rounding is nothing."""
+    shares = torch.where(left <= rounding, 0.0, left / sizes)
+    return float(shares.max()) if len(shares) else 0.0
 
 
 def _values(psi: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ class Reflection:
         own: the names of the tensors that are negated.
         ends: the layers that take the sign up.
         activations: those between the layer and its ends, each kind once.
-        products: operations between that are no activation of one layer: attention, products of matrices.
+        products: operations between that are no activation of one layer: attention, products of matrices, and products
+            or quotients, element by element, of two values (gates).
         stuck: a sentence for each place beyond which no change of parameters is known that restores the function.
     """
 
@@ -145,6 +146,7 @@ class _Walk:
         self.own = tuple(dict.fromkeys(name for node in own for name in node.parameters))
         self.shifts: dict[int, float] = {}  # u became shift - u
         self.lost: set[int] = set()
+        self.roots: dict[int, int] = {}  # the one value that a node is a function of, element by element
         self.ends: dict[int, End] = {}
         self.activations: dict[tuple[str, float, str], Activation] = {}
         self.products: list[str] = []
@@ -261,9 +263,18 @@ class _Walk:
             raise _Stuck(f"{node.op} multiplies the constant {max(turned, key=abs):g} with what varies")
         if node.arguments.get("rounding_mode") is not None:
             raise _Stuck(f"{node.op} rounds")
-        if node.op not in ("mul", "div"):
+        if node.op not in ("mul", "div") or len({self._root(source) for source in node.inputs}) > 1:
             self.products.append(node.op)
         return None if len(turned) == 2 else 0.0
+
+    def _root(self, index: int) -> int:
+        """The one value that this is a function of, element by element; itself, if there is none."""
+        if index not in self.roots:
+            node = self.graph.nodes[index]
+            pointwise = not node.parameters and _is_pointwise(node.op)
+            found = {self._root(source) for source in node.inputs} if pointwise else set()
+            self.roots[index] = found.pop() if len(found) == 1 else index
+        return self.roots[index]
 
     def _plain_normalisation(self, node: Node, shift: float) -> float:
         """Without a weight: what is normalised turns, and a constant is taken away."""

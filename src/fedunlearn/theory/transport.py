@@ -41,7 +41,9 @@ def sliced(points: NDArray[np.float64], slices: int, seed: int) -> NDArray[np.fl
 def sliced_wasserstein(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Mean over lines of the Wasserstein-1 distance of two samples; in the points' unit.
 
-    It is 0 where the laws are equal and only there, and no more than their Wasserstein-1 distance.
+    It is 0 where the samples are equal, and no more than their Wasserstein-1 distance. Over all lines it would be 0
+    nowhere else; over finitely many it can be. Fewer lines than dimensions leave a direction at right angles to them
+    all, along which laws may differ unseen; and however many there are, some different laws look alike on each of them.
 
     Args:
         one, other: `sliced` samples of equal size, ``(n, slices)``.

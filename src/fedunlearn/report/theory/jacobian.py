@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from fedunlearn.audits.certainty import LEVEL, holm
 from fedunlearn.report.drawing import LIGHT, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.theory.section import Section
 from fedunlearn.theory.jacobian import JacobianControl, LayerJacobian
@@ -15,7 +16,7 @@ from fedunlearn.theory.jacobian import JacobianControl, LayerJacobian
 __all__ = ["section"]
 
 _ROW, _TALLEST, _NAMED = 0.19, 6.0, 32  # inches of a layer, and of all; layers that an axis can name
-_LEVEL = 0.01  # of a test that two laws are one
+_FINEST = 200  # 1 / the smallest p that a permutation test can have
 _VANISHED = 0.1  # of a gradient's norm
 _EDGE = 1e6  # beyond which a ratio is drawn at the edge
 
@@ -32,7 +33,7 @@ def section(control: JacobianControl) -> Section:
         ("sign", "of the Jacobian before, as in Theorem 6"),
         ("other sign", "the distance with it"),
         ("floor", "distance of two halves of one law"),
-        ("p", "that the laws are the same"),
+        ("p", "how often equal laws would look as far apart"),
         ("gradient before", "Euclidean norm, of the mean loss"),
         ("gradient after", ""),
         ("ratio", "after / before"),
@@ -66,11 +67,9 @@ def _says(control: JacobianControl) -> list[str]:
         f"(standard error {apart.error:.2f}): a lower bound of their total variation distance, which is at most 1.",
     ]
     if above:
-        moved = [row for row in above if row.p <= _LEVEL]
         says.append(
-            f"Above them the law of the Jacobian has changed in {len(moved)} of {len(above)} layers (p at most "
-            f"{_LEVEL:g}); Theorem 6 bounds the change by the total variation distance times a constant too large to "
-            "be of use."
+            f"Above them {_changed([row.p for row in above])}; Theorem 6 bounds the change by the total variation "
+            "distance times a constant too large to be of use."
         )
     nearer = sum(row.opposite < row.distance for row in under)
     says.append(
@@ -82,6 +81,22 @@ def _says(control: JacobianControl) -> list[str]:
     said = f"fallen below a tenth in {len(starved)} of {len(under)}" if starved else "nowhere fallen below a tenth"
     says.append(f"There the gradient has {said}; the smallest ratio is {least.ratio:.3g}, in {least.layer}.")
     return says
+
+
+def _changed(ps: list[float]) -> str:
+    """In how many layers the law has changed, one false alarm among them all being as rare as the level."""
+    count = len(ps)
+    if count / _FINEST > LEVEL:
+        return (
+            f"the law of the Jacobian cannot be said to have changed layer by layer: no p is below 1/{_FINEST}, which "
+            f"Holm's correction for {count} tests makes {count / _FINEST:.3g}; uncorrected, p is at most {LEVEL:g} in "
+            f"{sum(p <= LEVEL for p in ps)} of {count} layers, where chance alone would make it so in "
+            f"{count * LEVEL:.1f}"
+        )
+    return (
+        f"the law of the Jacobian has changed in {sum(p <= LEVEL for p in holm(ps))} of {count} layers (p at most "
+        f"{LEVEL:g} by Holm's correction for {count} tests)"
+    )
 
 
 def _gradients(rows: Sequence[LayerJacobian]) -> Picture:
