@@ -194,9 +194,9 @@ def test_the_table_of_both(table_3: Grid) -> None:
         *(("t, corrected", "ours"), ("t, measured", "ours")),
     ]
     assert rows == [
-        ["FT", "2.46", "7 ± 1.4", "1.51e+14", "700 ± 1.4e+02", "5 ± 1.4", "30 ± 14"],
-        ["NoT", "0.04", "1.5 ± 0.71", "2.33e+12", "150 ± 71", "0.5 ± 0.71", "10"],
-        ["FT / NoT", "61.5", "5 ± 1.4", "64.8", "5 ± 1.4", "6", "4"],
+        ["FT", "2.46", "7.00 ± 1.41", "1.51e+14", "700 ± 141", "5.00 ± 1.41", "30.0 ± 14.1"],
+        ["NoT", "0.04", "1.50 ± 0.71", "2.33e+12", "150 ± 71", "0.500 ± 0.707", "10.0"],
+        ["FT / NoT", "61.5", "5.00 ± 1.41", "64.8", "5.00 ± 1.41", "6.00", "4.00"],
     ]
     never = replace(found_bounds(), results=(replace(found_bounds().results[0], measured={"FT": None, "NoT": None}),))
     lost = grid_of(report(), "cpu/x", "table-3/cifar-10/cnn", replace(never, seeds=(0,)))
@@ -267,7 +267,7 @@ def test_how_to_read_it_speaks_of_what_is_there(mixed: Reproduction, table_3: Gr
 def test_the_markdown_is_the_same_table(mixed: Reproduction, table_3: Grid) -> None:
     text = beside_as_markdown(replace(mixed, blocks=(table_3,)))
     assert "| Method | t paper | t ours | FLOPs paper | FLOPs ours | t, corrected ours | t, measured ours |" in text
-    assert "| FT / NoT | 61.5 | 5 ± 1.4 | 64.8 | 5 ± 1.4 | 6 | 4 |" in text.splitlines()
+    assert "| FT / NoT | 61.5 | 5.00 ± 1.41 | 64.8 | 5.00 ± 1.41 | 6.00 | 4.00 |" in text.splitlines()
     assert "`cpu/table-3-cnn`, seeds 0, 1. The time of FT" in text
     assert "Rank" not in text
 
@@ -277,11 +277,11 @@ def test_what_is_printed_fits(mixed: Reproduction, capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 160
     printed = [" ".join(line.split()) for line in lines]
-    assert "FT / NoT 61.5 5 ± 1.4 64.8 5 ± 1.4 6 4" in printed
+    assert "FT / NoT 61.5 5.00 ± 1.41 64.8 5.00 ± 1.41 6.00 4.00" in printed
     assert "FCU 0.85±0.24 6.00±0.07 0.50±0.07 1 3 1 47 % 25 % 47 % 30 %" in printed
-    assert any(line.startswith("Retrain, first 0.93 0.55 ± 0.071 0.82 0.54 ± 0.071") for line in printed)
-    assert any(line.startswith("PUF, first 0.65 ± 0.071 0.64 ± 0.071") for line in printed)
-    assert any(line.endswith("0.53 0.47 ± 0.071") for line in printed)  # further down, the last position
+    assert any(line.startswith("Retrain, first 0.93 0.550 ± 0.071 0.82 0.540 ± 0.071") for line in printed)
+    assert any(line.startswith("PUF, first 0.650 ± 0.071 0.640 ± 0.071") for line in printed)
+    assert any(line.endswith("0.53 0.470 ± 0.071") for line in printed)  # further down, the last position
 
 
 def test_the_page_has_the_papers_numbers_and_ours(mixed: Reproduction) -> None:
