@@ -866,6 +866,9 @@ def test_fashion_client_killed_at_fifty_instants_ends_in_the_same_report(tmp_pat
 
 def test_those_that_are_shipped_can_be_read() -> None:
     assert list(shipped()) == [
+        "advice-cnn",
+        "advice-resnet",
+        "advice-vit",
         "all-at-once",
         "fashion-audit",
         "fashion-client-all",
