@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["LayerNormCNN", "require_fit"]
+__all__ = ["LayerNormCNN", "Stack", "require_fit"]
 
 
-class LayerNormCNN(nn.Module):
+class Stack(nn.Module):
+    """Modules that run one after the other, the last of them a linear head on all features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(n, *shape)`` to logits ``(n, classes)``."""
+        *features, head = self.children()
+        for module in features:
+            x = module(x)
+        logits: Tensor = head(x.flatten(1))
+        return logits
+
+
+class LayerNormCNN(Stack):
     """Convolutions with layer normalisation, two unless said otherwise, and a linear head.
 
     Published are "two convolution layers with layer normalization" (section 6.1) and, by the labels of Figure
@@ -50,14 +62,6 @@ class LayerNormCNN(nn.Module):
             self.add_module(f"norm{number}", nn.LayerNorm((outputs, height, width)))
             inputs = outputs
         self.head = nn.Linear(inputs * height * width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(n, *shape)`` to logits ``(n, classes)``."""
-        *features, head = self.children()
-        for module in features:
-            x = module(x)
-        logits: Tensor = head(x.flatten(1))
-        return logits
 
 
 def require_fit(network: str, shape: tuple[int, ...], channels: tuple[int, ...], kernel: int) -> None:

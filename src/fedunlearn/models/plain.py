@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from fedunlearn.models.cnn import require_fit
+from fedunlearn.models.cnn import Stack, require_fit
 
 __all__ = ["PlainCNN"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-class PlainCNN(nn.Module):
+class PlainCNN(Stack):
     """Convolutions that are activated and, the first two, pooled; and a linear head.
 
     Theorem 7 of the paper is about layers whose activation is odd, even or sigmoid-like, and which an affine layer
@@ -57,11 +57,3 @@ class PlainCNN(nn.Module):
                 height, width = height // 2, width // 2
             inputs = outputs
         self.head = nn.Linear(inputs * height * width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(n, *shape)`` to logits ``(n, classes)``."""
-        *features, head = self.children()
-        for module in features:
-            x = module(x)
-        logits: Tensor = head(x.flatten(1))
-        return logits

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedunlearn.kinds import LAYER_KINDS, has_running_mean, is_normalisation, kind_of
 from fedunlearn.theory.cka import MinibatchCKA, gram
+from fedunlearn.theory.modes import device_of, evaluated
 from fedunlearn.weights import unwrap
 
 __all__ = ["Position", "Similarity", "activations", "compare", "positions"]
@@ -92,7 +93,7 @@ def positions(model: nn.Module, x: Tensor) -> tuple[Position, ...]:
             order.append((name, call))
 
     with _hearing(model, kept, note), torch.no_grad():
-        model(few.to(_device(model)))
+        model(few.to(device_of(model)))
     inside = _before_activations(model, [name for name, _ in order])
     calls = Counter(name for name, _ in order)
     found = [Position(name, call, calls[name]) for name, call in order if name not in inside]
@@ -176,7 +177,7 @@ def _read(model: nn.Module, x: Tensor, at: Sequence[Position], give: Callable[[P
             give(wanted[name, call], answer)
 
     with _hearing(model, dict.fromkeys(position.module for position in at), pick), torch.no_grad():
-        model(x.to(_device(model)))
+        model(x.to(device_of(model)))
 
 
 @contextmanager
@@ -190,16 +191,13 @@ def _hearing(model: nn.Module, names: Iterable[str], hear: Callable[[str, int, T
         if isinstance(first, Tensor) and first.ndim:
             hear(name, calls[name], first)
 
-    modes = [(module, module.training) for module in model.modules()]
     handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
     try:
-        model.eval()
-        yield
+        with evaluated(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
 
 
 def _before_activations(model: nn.Module, order: Sequence[str]) -> set[str]:
@@ -235,7 +233,3 @@ def _attention_blocks(model: nn.Module) -> set[str]:
 
 def _lies_in(name: str, block: str) -> bool:
     return name.startswith(f"{block}.")
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
@@ -12,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
 from fedunlearn.randomness import generator
+from fedunlearn.theory.modes import evaluated
 
 __all__ = ["minibatch_gradients", "parameters_named"]
 
@@ -83,7 +83,7 @@ def minibatch_gradients(
     leaves = {name: weights[name].clone().requires_grad_() for name in picked}
     device = next(iter(leaves.values())).device
     places, found = coordinates.to(device), torch.empty(batches, len(coordinates))
-    with _eval(model), torch.enable_grad():
+    with evaluated(model), torch.enable_grad():
         for row, index in zip(found, _drawn(len(x), batches, batch_size, seed), strict=True):
             outputs = functional_call(model, {**weights, **leaves}, (x[index].to(device),))
             loss = F.cross_entropy(outputs, y[index].to(device))
@@ -101,15 +101,3 @@ def _drawn(samples: int, batches: int, batch_size: int, seed: int) -> Iterator[T
             left = torch.randperm(samples, generator=random)
         yield left[:batch_size]
         left = left[batch_size:]
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and after it each module's own again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -18,6 +18,8 @@ from fedunlearn.kinds import LAYER_KINDS, kind_of
 from fedunlearn.layers import BatchNormPolicy, Selection, plan
 from fedunlearn.negation import negate
 from fedunlearn.randomness import generator, stable_seed
+from fedunlearn.theory.modes import device_of
+from fedunlearn.theory.strength import relative
 from fedunlearn.theory.transport import Variation, permutation_p, sliced, sliced_wasserstein, variation
 from fedunlearn.weights import unwrap
 
@@ -140,7 +142,7 @@ def jacobian_control(
         place, sign = _place(name, at, below)
         compared = _compare(laws[0][name], laws[1][name], sign, stable_seed("jacobian", seed, name))
         gradients = norms[0][name], norms[1][name]
-        rows.append(LayerJacobian(name, place, sign, *compared, *gradients, _relative(gradients[1], gradients[0])))
+        rows.append(LayerJacobian(name, place, sign, *compared, *gradients, relative(gradients[1], gradients[0])))
     one, other = (_outputs(network, tuple(at), x, batch_size) for network in (before, after))
     apart = variation(one, other, stable_seed("variation", seed))
     return JacobianControl(chosen.names, len(x), min(_classes(before, x), _OUTPUTS), apart, tuple(rows))
@@ -165,7 +167,7 @@ def gradient_norms(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 
         raise ValueError("there is no sample to take a gradient of: give one at least")
     network = copy.deepcopy(unwrap(model)).eval()
     layers = _running(network, x[:1])
-    leaves, device = _leaves(network, layers), _device(network)
+    leaves, device = _leaves(network, layers), device_of(network)
     sums = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
     for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
         with torch.enable_grad():
@@ -203,7 +205,7 @@ def jacobian_sketches(model: nn.Module, x: Tensor, *, seed: int) -> dict[str, ND
         signs = {name: _signs(leaf, generator("signs", seed, number, name)) for name, leaf in leaves.items()}
         buckets = {name: _buckets(leaf, generator("buckets", seed, number, name)) for name, leaf in leaves.items()}
         # One sample at a time: no slower than `vmap` where weights are many, and right for any network that trains.
-        for position, one in enumerate(torch.split(x.to(_device(network)), 1)):
+        for position, one in enumerate(torch.split(x.to(device_of(network)), 1)):
             with torch.enable_grad():
                 answer = network(one)[0]
                 output = answer @ combination.to(answer)
@@ -260,7 +262,7 @@ def _compare(
     scale = float(np.abs(one).mean())
     first, last = pairs[0]
     p = permutation_p(one[first], two[last], seed)
-    return _relative(float(distance), scale), _relative(float(opposite), scale), _relative(float(floor), scale), p
+    return relative(float(distance), scale), relative(float(opposite), scale), relative(float(floor), scale), p
 
 
 def _place(name: str, at: Collection[str], below: Callable[[str, str], bool]) -> tuple[Place, int]:
@@ -271,11 +273,6 @@ def _place(name: str, at: Collection[str], below: Callable[[str, str], bool]) ->
     if under:
         return ("between" if over else "below"), -1
     return ("above" if over else "beside"), 1
-
-
-def _relative(part: float, whole: float) -> float:
-    """Relative to nothing, nothing is 0 and something infinite."""
-    return part / whole if whole else (math.inf if part else 0.0)
 
 
 def _leaves(network: nn.Module, layers: Mapping[str, tuple[str, ...]]) -> dict[str, nn.Parameter]:
@@ -289,11 +286,7 @@ def _leaves(network: nn.Module, layers: Mapping[str, tuple[str, ...]]) -> dict[s
 
 def _classes(network: nn.Module, x: Tensor) -> int:
     with torch.no_grad():
-        return int(network(x[:1].to(_device(network))).shape[1])
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
+        return int(network(x[:1].to(device_of(network))).shape[1])
 
 
 def _running(network: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
@@ -318,7 +311,7 @@ def _running(network: nn.Module, x: Tensor) -> dict[str, tuple[str, ...]]:
     ]
     try:
         with torch.no_grad():
-            network(x.to(_device(network)))
+            network(x.to(device_of(network)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -340,7 +333,7 @@ def _outputs(network: nn.Module, layers: tuple[str, ...], x: Tensor, batch_size:
     try:
         with torch.no_grad():
             for xs in torch.split(x, batch_size):
-                network(xs.to(_device(network)))
+                network(xs.to(device_of(network)))
                 found.append(torch.cat([value for name in layers for value in seen[name]], 1))
                 for values in seen.values():
                     values.clear()

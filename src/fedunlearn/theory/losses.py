@@ -13,6 +13,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
+from fedunlearn.theory.modes import evaluated
+
 __all__ = [
     "Samples",
     "add_gradient",
@@ -229,15 +231,6 @@ def _some(samples: Samples) -> Samples:
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and then each of its modules in the mode that it was in.
-
-    Attention is computed by matrix products, since the fused one has no second derivative.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    """In evaluation mode; attention by matrix products, since the fused one has no second derivative."""
+    with evaluated(model), sdpa_kernel(SDPBackend.MATH):
+        yield

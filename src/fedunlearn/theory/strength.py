@@ -29,6 +29,7 @@ __all__ = [
     "independent_share",
     "largest_distance",
     "lemma_1",
+    "relative",
     "strength",
     "theorem_2",
 ]
@@ -388,15 +389,15 @@ class _Totals:
 
     def moved(self, name: str, samples: int) -> Moved:
         return Moved(
-            distance=_ratio(self.distance[name], self.energy["before"]),
-            energy=_ratio(self.energy[name], self.energy["before"]),
-            logits=math.sqrt(_ratio(self.away[name], self.logits["before"])),
+            distance=relative(self.distance[name], self.energy["before"]),
+            energy=relative(self.energy[name], self.energy["before"]),
+            logits=math.sqrt(relative(self.away[name], self.logits["before"])),
             loss=self.loss[name] / samples,
             changed=self.changed[name] / samples,
         )
 
 
-def _ratio(part: float, whole: float) -> float:
+def relative(part: float, whole: float) -> float:
     """Relative to nothing, nothing is 0 and something infinite."""
     return part / whole if whole else (math.inf if part else 0.0)
 
