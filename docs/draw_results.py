@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedunlearn.auditing import Audit
-from fedunlearn.diagnoses import Advised, read_found
+from fedunlearn.diagnoses import Advised
+from fedunlearn.findings import read_found
 from fedunlearn.report.reproduction import read_reproduction
 from fedunlearn.report.tables import audit_as_markdown, beside_as_markdown
 from fedunlearn.report.theory.advice import advice_as_markdown

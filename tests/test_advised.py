@@ -17,7 +17,8 @@ from diagnosed import quick, tell
 from fedunlearn import diagnoses
 from fedunlearn.checkpoint import save_weights
 from fedunlearn.data import datasets
-from fedunlearn.diagnoses import Advised, advised, advised_alone, gaps_on_the_way, read_found
+from fedunlearn.diagnoses import Advised, advised, advised_alone, gaps_on_the_way
+from fedunlearn.findings import read_found
 from fedunlearn.methods.negation import NoT
 from fedunlearn.report.theory.page import section_of
 from fedunlearn.runfolder import RunFolder

@@ -13,10 +13,11 @@ from diagnosed import quick
 from fedunlearn import runner
 from fedunlearn.artefacts import artefact, artefacts
 from fedunlearn.cli import main
-from fedunlearn.diagnoses import Bounds, read_found
+from fedunlearn.diagnoses import Bounds
 from fedunlearn.evaluation.published import names
 from fedunlearn.experimentfile import ExperimentError, load, resolved
 from fedunlearn.experiments import SCALES, reproducing, shipped
+from fedunlearn.findings import read_found
 from fedunlearn.report.grid import Grid
 from fedunlearn.report.reproduction import read_reproduction
 from fedunlearn.runfolder import RunFolder

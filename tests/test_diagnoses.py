@@ -24,9 +24,7 @@ from fedunlearn.diagnoses import (
     DIAGNOSES,
     Bounds,
     Diagnosis,
-    Found,
     Similarities,
-    averaged,
     bounds,
     control,
     diagnose,
@@ -34,10 +32,10 @@ from fedunlearn.diagnoses import (
     longest,
     optimality,
     reached,
-    read_found,
     similarities,
     spectra,
 )
+from fedunlearn.findings import Found, averaged, read_found
 from fedunlearn.programs import SGD, Adam, Cosine, LocalTraining
 from fedunlearn.runfolder import FolderError
 from fedunlearn.runner import run

@@ -17,7 +17,8 @@ from torch import nn
 
 from diagnosed import quick
 from diagnosed import tell as tell_any
-from fedunlearn.diagnoses import DIAGNOSES, Found, read_found
+from fedunlearn.diagnoses import DIAGNOSES
+from fedunlearn.findings import Found, read_found
 from fedunlearn.report.theory.page import SECTIONS, section_of
 
 SEVEN = ("poset", "optimality", "cka", "coadaptation", "jacobian", "spectrum", "bound")

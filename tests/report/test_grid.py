@@ -16,8 +16,9 @@ from playwright.sync_api import Browser
 from test_shape import GAPS, RESNET, fabricated
 
 from fedunlearn.console import print_reproduction
-from fedunlearn.diagnoses import Bounds, Found, Similarities, Spectra
+from fedunlearn.diagnoses import Bounds, Similarities, Spectra
 from fedunlearn.evaluation.published import finding
+from fedunlearn.findings import Found
 from fedunlearn.report.beside import pictures_of
 from fedunlearn.report.found import grid_of
 from fedunlearn.report.grid import Entry, Grid

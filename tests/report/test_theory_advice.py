@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedunlearn.diagnoses import Advised, Found
+from fedunlearn.diagnoses import Advised
+from fedunlearn.findings import Found
 from fedunlearn.report.theory.advice import _numbered, advice_as_markdown, agreements, section
 from fedunlearn.theory.advice import Candidate, Prediction
 from fedunlearn.theory.optimality import Conditions

@@ -14,7 +14,8 @@ from looking import LOOKS, barriers, complaints, hang_together, needs_browser
 from playwright.sync_api import Browser
 
 from diagnosed import quick
-from fedunlearn.diagnoses import DIAGNOSES, Bounds, Found, Similarities, diagnose
+from fedunlearn.diagnoses import DIAGNOSES, Bounds, Similarities, diagnose
+from fedunlearn.findings import Found
 from fedunlearn.report.rendering import THEORY
 from fedunlearn.report.theory.page import SECTIONS, publish_found
 from fedunlearn.subject import subjects

@@ -15,7 +15,8 @@ from fedunlearn.commands.watching import command_line, of_seed, watch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fedunlearn.diagnoses import Advised, Found
+    from fedunlearn.diagnoses import Advised
+    from fedunlearn.findings import Found
     from fedunlearn.layers import Selection
 
 __all__ = ["advise", "theory"]
@@ -144,7 +145,7 @@ def poset(
     as_json: Json = False,
 ) -> None:
     """Which layers come before which, and which sets of them every path meets once (Definition 5, Theorem 6)."""
-    from fedunlearn.diagnoses import Found
+    from fedunlearn.findings import Found
     from fedunlearn.theory.poset import LayerPoset
 
     network = _looked_at(model, layer, shape, output, data_dir)
@@ -166,7 +167,8 @@ def optimality(
     if _is_run(model):
         _diagnose("optimality", Path(model), seeds, 100, data_dir, as_json, output, layers=tuple(layer or ()))
         return
-    from fedunlearn.diagnoses import Found, Optimality
+    from fedunlearn.diagnoses import Optimality
+    from fedunlearn.findings import Found
     from fedunlearn.theory.optimality import conditions
 
     network = _looked_at(model, layer, shape, output, data_dir)
@@ -202,7 +204,8 @@ def advise(
         raise ValueError(
             "predictions need both the trained weights and the data: give --weights and --data, or neither"
         )
-    from fedunlearn.diagnoses import Found, advised_alone
+    from fedunlearn.diagnoses import advised_alone
+    from fedunlearn.findings import Found
 
     if weights is None or data is None:
         network = _looked_at(model, None, shape, output, data_dir)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from fedunlearn.diagnoses import Bounds, Found, Similarities, Spectra
+from fedunlearn.diagnoses import Bounds, Similarities, Spectra
 from fedunlearn.evaluation.published import Finding, finding, quantity
 from fedunlearn.evaluation.table import REFERENCE
+from fedunlearn.findings import Found
 from fedunlearn.report.block import about
 from fedunlearn.report.grid import Entry, Grid, GridRow
 from fedunlearn.report.report import Report

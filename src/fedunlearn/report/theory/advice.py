@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from fedunlearn.amounts import tell_p
-from fedunlearn.diagnoses import Advised, Found
+from fedunlearn.diagnoses import Advised
 from fedunlearn.evaluation.agreement import Agreement, agreement
+from fedunlearn.findings import Found
 from fedunlearn.report.drawing import LIGHT, WIDE, Picture, axes_for, put_legend
 from fedunlearn.report.theory.section import Section
 from fedunlearn.theory.advice import Candidate

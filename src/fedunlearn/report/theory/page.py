@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedunlearn.diagnoses import FOLDER, Advised, Bounds, Found, Gaps, Optimality, Similarities, Spectra, read_found
+from fedunlearn.diagnoses import Advised, Bounds, Gaps, Optimality, Similarities, Spectra
+from fedunlearn.findings import FOLDER, Found, read_found
 from fedunlearn.report.rendering import REPORT, THEORY, render, write, write_pictures
 from fedunlearn.report.theory import advice, bound, cka, coadaptation, jacobian, optimality, poset, spectrum
 from fedunlearn.report.theory.section import Section
