@@ -1,0 +1,247 @@
+"""What a register holds: one dataclass for each kind of event, and plain values for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+__all__ = [
+    "KINDS",
+    "Acknowledged",
+    "Audited",
+    "Began",
+    "Done",
+    "Event",
+    "EventProblem",
+    "Fault",
+    "Filed",
+    "Opened",
+    "Recovered",
+    "Refused",
+    "Rotated",
+    "RoundDone",
+    "Waited",
+    "event_of",
+    "plain",
+]
+
+Phase = Literal["train", "unlearn", "recover"]
+
+
+class EventProblem(ValueError):
+    """An event is none of those that a register holds."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The first event: whose register this is.
+
+    Attributes:
+        clients: each client's public key; empty in a simulation.
+        key: the server's public key.
+        about: what must be the same when the server starts again: method, training, network, rounds, seed.
+    """
+
+    kind: ClassVar = "opened"
+    clients: Mapping[str, str]
+    key: str
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Filed:
+    """A request was entered.
+
+    Attributes:
+        request: its id.
+        client: whom it is about; None: a class, whoever holds it.
+        signed: as it came (`fedunlearn.deletion.statement.Signed.json`).
+    """
+
+    kind: ClassVar = "filed"
+    request: str
+    client: str | None
+    signed: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request was not entered, or not carried out.
+
+    Attributes:
+        request: its id as it was given; empty where there was none.
+        client: who filed it; None: nobody known.
+        why: a sentence.
+    """
+
+    kind: ClassVar = "refused"
+    request: str
+    client: str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """Whoever filed a request has been told that it was entered."""
+
+    kind: ClassVar = "acknowledged"
+    request: str
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """A round is over, and its model on the disk.
+
+    Attributes:
+        phase: "train", "unlearn" (the method's own rounds, the negation being the first) or "recover".
+        number: within its phase; training rounds go on counting after an unlearning.
+        unlearning: which one it belongs to; None: training.
+        model: SHA-256 of the model after it (`fedunlearn.weights.Weights.digest`).
+        checkpoint: the model's file, in the register's folder.
+        negations: its sign history.
+        carried: further models that the method takes along, by name, each in its file.
+        samples: of each client that took part.
+        absent: why each client that was asked did not.
+        bytes_down, bytes_up: sent to clients and by them.
+        forward, backward: samples on their way through networks.
+        seconds: that it took.
+        validation: accuracy in percent on validation samples that stay, at the clients; None where nobody was asked.
+    """
+
+    kind: ClassVar = "round"
+    phase: Phase
+    number: int
+    unlearning: int | None
+    model: str
+    checkpoint: str
+    negations: list[list[str]]
+    carried: Mapping[str, str] = field(default_factory=dict)
+    samples: Mapping[str, int] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+    validation: float | None = None
+
+
+@dataclass(frozen=True)
+class Began:
+    """An unlearning began: from here on nothing of these requests is trained on.
+
+    Attributes:
+        unlearning: its number, from 0.
+        requests: that it answers, ids.
+        method: name and hyper-parameters.
+        before: SHA-256 of the model that it begins with, and ``checkpoint`` its file.
+        validation: accuracy in percent of that model on validation samples that stay: what recovery is held against.
+        audit: what the audit finds of each client's samples in that model, where they are, or why nothing is known.
+    """
+
+    kind: ClassVar = "began"
+    unlearning: int
+    requests: list[str]
+    method: Mapping[str, Any]
+    before: str
+    checkpoint: str
+    validation: float | None
+    audit: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Recovery has ended.
+
+    Attributes:
+        why: "recovered": the stop rule was met; "limit": it was not, in as many rounds as were allowed.
+    """
+
+    kind: ClassVar = "recovered"
+    unlearning: int
+    why: Literal["recovered", "limit"]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """The audit of an unlearning: what `fedunlearn.audits.recognition.judged` gives, as plain values."""
+
+    kind: ClassVar = "audited"
+    unlearning: int
+    judgement: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A receipt was issued; it stands here in full."""
+
+    kind: ClassVar = "done"
+    request: str
+    receipt: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something went wrong, and the server went on.
+
+    Attributes:
+        client: at whom; empty: a node that is none of the clients.
+        what: "silent", "failed", "not finite", "misshapen", "stale", "malformed", "too large", "stranger".
+        detail: a sentence.
+        phase, number: of the round.
+    """
+
+    kind: ClassVar = "fault"
+    client: str
+    what: str
+    detail: str
+    phase: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Waited:
+    """Too few clients answered for a round; it was tried again."""
+
+    kind: ClassVar = "waited"
+    phase: str
+    number: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """The server signs with another key from here on.
+
+    Attributes:
+        key: the new public key.
+        signature: the old key's, of ``{"register": ID, "key": NEW}`` (purpose "rotation").
+    """
+
+    kind: ClassVar = "rotated"
+    key: str
+    signature: str
+
+
+Event: TypeAlias = (
+    Opened | Filed | Refused | Acknowledged | Began | RoundDone | Recovered | Audited | Done | Fault | Waited | Rotated
+)
+
+KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in get_args(Event)}
+
+
+def plain(event: Event) -> dict[str, Any]:
+    """The event's fields, as JSON knows them."""
+    return asdict(event)
+
+
+def event_of(kind: str, body: Mapping[str, Any]) -> Event:
+    """`plain`'s inverse.
+
+    Raises:
+        EventProblem: there is no such kind, or it has other fields.
+    """
+    if kind not in KINDS or body.keys() != {f.name for f in fields(KINDS[kind])}:
+        raise EventProblem(f"an event of the kind {kind[:40]!r} with the fields {sorted(body)} is none of ours")
+    return KINDS[kind](**body)
