@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -377,7 +377,7 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def rows(connection: sqlite3.Connection, since: int = 0) -> Iterator[Row]:
+def rows(connection: sqlite3.Connection, since: int = -(2**63)) -> Iterator[Row]:
     """The events in a file as they are, by number."""
     found = connection.execute(
         "SELECT number, at, kind, body, hash FROM events WHERE number >= ? ORDER BY number", (since,)
