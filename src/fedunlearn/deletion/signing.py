@@ -71,8 +71,8 @@ class PublicKey:
         Raises:
             KeyProblem: it is no Ed25519 key and none of an elliptic curve.
         """
-        raw = text.strip().encode()
         try:
+            raw = text.strip().encode()
             if len(raw) > _LONGEST_KEY_FILE:
                 raise ValueError
             pem = raw.startswith(b"-----BEGIN")
@@ -119,7 +119,7 @@ class PublicKey:
                 key.verify(raw, message, ECDSA(hashes.SHA384()))
             else:
                 return False
-        except (InvalidSignature, binascii.Error, ValueError, RecursionError):
+        except (InvalidSignature, UnsupportedAlgorithm, binascii.Error, ValueError, RecursionError):
             return False
         return True
 

@@ -22,7 +22,7 @@ from fedunlearn.deletion.events import (
     Waited,
 )
 
-__all__ = ["Entry", "Standing", "Unlearning", "standing"]
+__all__ = ["Entry", "Standing", "Unlearning", "fold", "standing"]
 
 State = Literal["filed", "acknowledged", "unlearning", "recovering", "verified", "done", "refused"]
 
@@ -130,11 +130,16 @@ def standing(events: Iterable[tuple[str, Event]]) -> Standing:
     """Fold events, each with its time, in the register's order."""
     now = Standing()
     for at, event in events:
-        _fold(now, at, event)
+        fold(now, at, event)
     return now
 
 
-def _fold(now: Standing, at: str, event: Event) -> None:
+def fold(now: Standing, at: str, event: Event) -> None:
+    """Add one event, the next in order, to where everything stands.
+
+    Raises:
+        LookupError: it speaks of a request or an unlearning that nothing was said of before; ``now`` may be spoiled.
+    """
     match event:
         case Opened():
             now.opened = event
