@@ -22,7 +22,7 @@ from fedunlearn.deletion.events import (
     Waited,
 )
 
-__all__ = ["Entry", "Standing", "Unlearning", "standing"]
+__all__ = ["Entry", "Standing", "State", "Unlearning", "standing"]
 
 State = Literal["filed", "acknowledged", "unlearning", "recovering", "verified", "done", "refused"]
 
@@ -35,7 +35,7 @@ class Entry:
         request: its id.
         client: whom it is about; None: a class, whoever holds it.
         scope, reason, filed, data: as in `fedunlearn.deletion.statement.Statement`; empty where it was refused unread.
-        key: public key of whoever filed it.
+        key, signature: public key and signature of whoever filed it.
         state: filed (entered), acknowledged (and its filer told), unlearning, recovering, verified (audited, or found
             that nothing can be audited), done (a receipt was issued), refused.
         times: when it came into each state, as the server's clock said.
@@ -51,6 +51,7 @@ class Entry:
     filed: str = ""
     data: str = "here"
     key: str = ""
+    signature: str = ""
     state: State = "filed"
     times: dict[str, str] = field(default_factory=dict)
     unlearning: int | None = None
@@ -140,7 +141,7 @@ def _fold(now: Standing, at: str, event: Event) -> None:
             now.opened = event
         case Filed():
             said = event.signed["statement"]
-            entry = Entry(event.request, event.client, key=event.signed["key"])
+            entry = Entry(event.request, event.client, key=event.signed["key"], signature=event.signed["signature"])
             for name in ("scope", "reason", "filed", "data"):
                 setattr(entry, name, said[name])
             entry.into("filed", at)
