@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
@@ -166,15 +167,10 @@ class Outbox:
         about = Scope.of("instances" if kind == "instances" else scope)
         instances = _listed(Path(file)) if kind == "instances" else ()
         statement = Statement.make(about, reason, client=client, data="deleted" if deleted else "here")
+        self._make()
         with self._writing():
-            for posted in self.entries():
-                said = posted.signed.statement
-                if (
-                    (said.scope, said.client, posted.signed.key) == (str(about), client, key.public.text)
-                    and posted.state != "refused"
-                    and self._named(posted.signed) == instances
-                ):
-                    return Filing(said.id, again=True)
+            if (first := self._same(statement, key.public.text, instances)) is not None:
+                return Filing(first, again=True)
             if kind == "instances":
                 self._write_private(statement.id, instances)
             write_json(self._request(statement.id), Signed.by(key, statement).json)
@@ -195,11 +191,10 @@ class Outbox:
         Raises:
             OutboxError: the folder cannot be written.
         """
-        if not self.folder.is_dir():
-            return []
-        with self._writing():
-            for content in answers[:MOST_AT_ONCE]:
-                self._keep(content)
+        if answers and self.folder.is_dir():
+            with self._writing():
+                for content in answers[:MOST_AT_ONCE]:
+                    self._keep(content)
         open_ones = []
         for id in self._ids():
             try:
@@ -226,10 +221,19 @@ class Outbox:
         Raises:
             OutboxError: a file is damaged.
         """
-        return [Posted(signed, self._answer(signed.statement.id)) for signed in sorted(self._all(), key=_age)]
+        oldest_first = sorted(map(self._signed, self._ids()), key=_age)
+        return [Posted(signed, self._answer(signed.statement.id)) for signed in oldest_first]
 
-    def _all(self) -> Iterator[Signed]:
-        return (self._signed(id) for id in self._ids())
+    def _same(self, statement: Statement, key: str, instances: tuple[int, ...]) -> str | None:
+        """The request that asks for the same, and was not refused."""
+        for id in self._ids():
+            said = _json(self._request(id), _LONGEST_REQUEST)
+            if not _asks(said, statement, key):  # else every signature would be checked
+                continue
+            answer = self._answer(id)
+            if self._named(self._signed(id)) == instances and (answer is None or answer.state != "refused"):
+                return id
+        return None
 
     def _ids(self) -> list[str]:
         return [path.stem for path in self.folder.glob("*.json") if _ID.fullmatch(path.stem)]
@@ -284,13 +288,19 @@ class Outbox:
                 os.fchmod(file.fileno(), 0o600)
             file.write(json.dumps(instances).encode())
 
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = self.folder.stat().st_mode
+        except OSError as error:
+            raise OutboxError(f"the outbox {self.folder} cannot be made: {error.strerror or error}") from None
+        if os.name == "posix" and mode & 0o077:
+            raise OutboxError(f"others can look into the outbox {self.folder}: chmod 700 {self.folder}")
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """One process at a time, or two could file the same, or take an answer back."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if os.name == "posix" and self.folder.stat().st_mode & 0o077:
-                raise OutboxError(f"others can look into the outbox {self.folder}: chmod 700 {self.folder}")
             with FileLock(self.folder / ".lock"):
                 yield
         except OSError as error:
@@ -310,22 +320,35 @@ def _age(signed: Signed) -> tuple[str, str]:
     return signed.statement.filed, signed.statement.id
 
 
+def _asks(said: Any, statement: Statement, key: str) -> bool:
+    """Whether a request's file, which nobody has checked yet, asks for the same."""
+    asked = said.get("statement") if isinstance(said, dict) else None
+    return (
+        isinstance(asked, dict)
+        and said.get("key") == key
+        and asked.get("scope") == statement.scope
+        and asked.get("client") == statement.client
+    )
+
+
 def _read(path: Path, longest: int) -> bytes:
     try:
         with open(path, "rb") as file:
             raw = file.read(longest + 1)
-    except OSError as error:
-        raise OutboxError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise OutboxError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(raw) > longest:
         raise OutboxError(f"{path} is longer than {longest} bytes")
     return raw
 
 
 def _json(path: Path, longest: int) -> Any:
+    return _parsed(_read(path, longest), path)
+
+
+def _parsed(text: str | bytes, path: Path) -> Any:
     try:
-        return json.loads(_read(path, longest))
-    except OutboxError:
-        raise
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise OutboxError(f"{path} is no JSON: {error}") from None
 
@@ -337,34 +360,38 @@ def _listed(path: Path) -> tuple[int, ...]:
     except UnicodeDecodeError:
         raise OutboxError(f"{path} is no text: write one sample's place a line, from 0") from None
     if text.lstrip().startswith("["):
-        return _checked(_json(path, _LONGEST_LIST), path)
-    listed, lines = [], []
-    for number, line in enumerate(text.splitlines(), 1):
-        if word := line.strip():
-            if not (word.isascii() and word.isdecimal()):
-                raise OutboxError(f"{path}, line {number}: {word[:40]!r} is no whole number from 0")
-            listed.append(int(word) if len(word) <= _DIGITS else 10**_DIGITS)
-            lines.append(number)
-    return _checked(listed, path, lines)
+        return _checked(_parsed(text, path), path)
+    return _places(((f"line {number}", _place(word)) for number, word in _words(text)), path)
 
 
-def _checked(listed: list[Any], path: Path, lines: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The places, sorted; ``lines`` of the file on which they stand, where it is no JSON."""
+def _words(text: str) -> Iterator[tuple[int, str]]:
+    """What stands on each line that is not empty, with the line's number."""
+    stripped = ((number, line.strip()) for number, line in enumerate(StringIO(text), 1))
+    return ((number, word) for number, word in stripped if word)
 
-    def at(number: int) -> str:
-        return f"{path}, entry {number + 1}" if lines is None else f"{path}, line {lines[number]}"
 
-    if not listed:
-        raise OutboxError(f"{path} names no sample: write one's place a line, from 0")
-    if len(listed) > MOST_INSTANCES:
-        raise OutboxError(f"{path} names more than {MOST_INSTANCES} samples: file several requests")
+def _place(word: str) -> Any:
+    """The number, or the word itself, which is none."""
+    return int(word) if word.isascii() and word.isdecimal() and len(word) <= _DIGITS else word
+
+
+def _checked(listed: list[Any], path: Path) -> tuple[int, ...]:
+    return _places(((f"entry {number}", place) for number, place in enumerate(listed, 1)), path)
+
+
+def _places(listed: Iterable[tuple[str, Any]], path: Path) -> tuple[int, ...]:
+    """The places, sorted, from each with where it stands in the file."""
     seen: set[int] = set()
-    for number, place in enumerate(listed):
-        if type(place) is not int or place < 0:  # True is an int as well
-            raise OutboxError(f"{at(number)}: {json.dumps(place)[:40]} is no whole number from 0")
-        if place >= 10**_DIGITS:
-            raise OutboxError(f"{at(number)}: no data set has so many samples")
+    for where, place in listed:
+        if type(place) is not int or not 0 <= place < 10**_DIGITS:  # True is an int as well
+            raise OutboxError(
+                f"{path}, {where}: {str(place)[:40]!r} is no whole number from 0, of {_DIGITS} digits at most"
+            )
         if place in seen:
-            raise OutboxError(f"{at(number)}: sample {place} was named before; name each once")
+            raise OutboxError(f"{path}, {where}: sample {place} was named before; name each once")
         seen.add(place)
+        if len(seen) > MOST_INSTANCES:
+            raise OutboxError(f"{path} names more than {MOST_INSTANCES} samples: file several requests")
+    if not seen:
+        raise OutboxError(f"{path} names no sample: write one's place a line, from 0")
     return tuple(sorted(seen))
