@@ -384,7 +384,8 @@ class Service:
         method = self._method(task)
         if _described(method) != began.method:
             raise ServiceError(
-                f"unlearning {began.unlearning} began with {began.method}: start the server with that method until it is done"
+                f"unlearning {began.unlearning} began with {began.method}: "
+                "start the server with that method until it is done"
             )
         recovery = [done for done in rounds if done.phase == "recover"]
         if not recovery:

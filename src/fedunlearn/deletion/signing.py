@@ -111,6 +111,8 @@ class PublicKey:
         """Whether this key has signed ``content`` for ``purpose``; False for whatever is no signature at all."""
         try:
             raw = base64.b64decode(str(signature), validate=True)
+            if base64.b64encode(raw).decode() != signature:  # base64 has several texts for some bytes: one is ours
+                return False
             message = _message(purpose, content)
             key = serialization.load_ssh_public_key(self.text.encode())
             if isinstance(key, Ed25519PublicKey):
