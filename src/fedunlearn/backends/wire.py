@@ -25,6 +25,7 @@ _VOCABULARY = (
     "fedunlearn.programs",
     "fedunlearn.audits.signals",
     "fedunlearn.audits.probe",
+    "fedunlearn.audits.recognition",
 )
 
 
