@@ -46,7 +46,7 @@ from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, now
 from fedunlearn.evaluation import stopping
 from fedunlearn.evaluation.follow import Step, recovering, require, timed, unlearning
 from fedunlearn.evaluation.scores import validate
-from fedunlearn.federation import ClientId, Federation, Phase, Predicate, Program, Reply, TooFewClients, Traffic, Turn
+from fedunlearn.federation import ClientId, Federation, Predicate, Program, Reply, TooFewClients, Traffic, Turn
 from fedunlearn.importing import path_of
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
@@ -413,7 +413,13 @@ class Service:
             return "recovered"
         return "limit" if len(recovery) >= self._plan.most else None
 
-    def _round(self, phase: Phase, number: int | None, steps: Iterator[Step], scored: Federation) -> bool:
+    def _round(
+        self,
+        phase: Literal["train", "unlearn", "recover"],
+        number: int | None,
+        steps: Iterator[Step],
+        scored: Federation,
+    ) -> bool:
         """Do a round and write it down; False: there was none left.
 
         Args:
