@@ -243,5 +243,6 @@ def event_of(kind: str, body: Mapping[str, Any]) -> Event:
         EventProblem: there is no such kind, or it has other fields.
     """
     if kind not in KINDS or body.keys() != {f.name for f in fields(KINDS[kind])}:
-        raise EventProblem(f"an event of the kind {kind[:40]!r} with the fields {sorted(body)} is none of ours")
+        named = ", ".join(sorted(body))[:200]  # whoever wrote the file chose them
+        raise EventProblem(f"an event of the kind {kind[:40]!r} with the fields {named} is none of ours")
     return KINDS[kind](**body)

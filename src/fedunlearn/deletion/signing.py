@@ -124,7 +124,7 @@ class PublicKey:
                 key.verify(raw, message, ECDSA(hashes.SHA384()))
             else:
                 return False
-        except (InvalidSignature, binascii.Error, ValueError, RecursionError):
+        except (InvalidSignature, UnsupportedAlgorithm, binascii.Error, ValueError, RecursionError):
             return False
         return True
 
