@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stories import JUDGEMENT, NODES, OTHER, SERVER, Place, at, story
 
-from fedunlearn.deletion.events import Done, RoundDone
+from fedunlearn.deletion.events import Audited, Done, RoundDone
 from fedunlearn.deletion.receipt import CLAIM, ReceiptProblem, issue, read, tell, verify, write
 from fedunlearn.deletion.signing import canonical
 from fedunlearn.deletion.standing import standing
@@ -142,6 +142,12 @@ def test_one_that_negates_nothing() -> None:
 def test_there_is_none_before_the_audit(events: int, request_id: str) -> None:
     with pytest.raises(ReceiptProblem, match="is not verified: a receipt is issued after the audit"):
         issue(standing(story()[:events]), request_id, Place(), SERVER, at(30))
+
+
+def test_there_is_none_of_a_judgement_that_judges_nothing() -> None:
+    events = [*story()[:12], (at(13), Audited(0, {"status": "nothing found"}))]
+    with pytest.raises(ReceiptProblem, match=r"no receipt can be made of what the register holds: .* at audit"):
+        issue(standing(events), ONE, Place(), SERVER, at(30))
 
 
 def test_there_is_one_only() -> None:

@@ -143,9 +143,9 @@ def verify_register(
     keys, receipts = [PublicKey.load(path) for path in key or ()], {path: read(path) for path in receipt or ()}
     found = verify(register, keys, list(receipts.values()))
     for warning in (*found.warnings, *_doubts(receipts, keys)):
-        print(f"warning: {warning}")
+        print(f"warning: {_printable(warning)}")
     for problem in found.problems:
-        print(f"problem: {problem}")
+        print(f"problem: {_printable(problem)}")
     if found.problems:
         raise typer.Exit(1)
     print(f"{register}: {found.events} events, as its server wrote them")
