@@ -28,6 +28,7 @@ _VOCABULARY = (
     "fedunlearn.programs",
     "fedunlearn.audits.signals",
     "fedunlearn.audits.probe",
+    "fedunlearn.audits.recognition",
 )
 
 

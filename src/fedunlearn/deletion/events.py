@@ -97,7 +97,7 @@ class RoundDone:
         phase: "train", "unlearn" (the method's own rounds, the negation being the first) or "recover".
         number: within its phase; training rounds go on counting after an unlearning.
         unlearning: which one it belongs to; None: training.
-        model: SHA-256 of the model after it (`fedunlearn.weights.Weights.digest`).
+        model: BLAKE2b-256 of the model after it (`fedunlearn.weights.Weights.digest`).
         checkpoint: the model's file, in the register's folder.
         negations: its sign history.
         carried: further models that the method takes along, by name, each in its file.
@@ -135,9 +135,10 @@ class Began:
         unlearning: its number, from 0.
         requests: that it answers, ids.
         method: name and hyper-parameters.
-        before: SHA-256 of the model that it begins with, and ``checkpoint`` its file.
+        before: BLAKE2b-256 of the model that it begins with, and ``checkpoint`` its file.
         validation: accuracy in percent of that model on validation samples that stay: what recovery is held against.
         audit: what the audit finds of each client's samples in that model, where they are, or why nothing is known.
+        negations: that model's sign history.
     """
 
     kind: ClassVar = "began"
@@ -148,6 +149,7 @@ class Began:
     checkpoint: str
     validation: float | None
     audit: Mapping[str, Any]
+    negations: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,13 @@ class Recovered:
     """Recovery has ended.
 
     Attributes:
-        why: "recovered": the stop rule was met; "limit": it was not, in as many rounds as were allowed.
+        why: "recovered": the stop rule was met; "limit": it was not, in as many rounds as were allowed; "nobody": no
+            client stays to recover with, so the model is a new one.
     """
 
     kind: ClassVar = "recovered"
     unlearning: int
-    why: Literal["recovered", "limit"]
+    why: Literal["recovered", "limit", "nobody"]
 
 
 @dataclass(frozen=True)
@@ -243,5 +246,6 @@ def event_of(kind: str, body: Mapping[str, Any]) -> Event:
         EventProblem: there is no such kind, or it has other fields.
     """
     if kind not in KINDS or body.keys() != {f.name for f in fields(KINDS[kind])}:
-        raise EventProblem(f"an event of the kind {kind[:40]!r} with the fields {sorted(body)} is none of ours")
+        named = ", ".join(sorted(body))[:200]  # whoever wrote the file chose them
+        raise EventProblem(f"an event of the kind {kind[:40]!r} with the fields {named} is none of ours")
     return KINDS[kind](**body)

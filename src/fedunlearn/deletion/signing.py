@@ -71,8 +71,8 @@ class PublicKey:
         Raises:
             KeyProblem: it is no Ed25519 key and none of an elliptic curve.
         """
-        raw = text.strip().encode()
         try:
+            raw = text.strip().encode()
             if len(raw) > _LONGEST_KEY_FILE:
                 raise ValueError
             pem = raw.startswith(b"-----BEGIN")
@@ -111,6 +111,8 @@ class PublicKey:
         """Whether this key has signed ``content`` for ``purpose``; False for whatever is no signature at all."""
         try:
             raw = base64.b64decode(str(signature), validate=True)
+            if base64.b64encode(raw).decode() != signature:  # base64 has several texts for some bytes: one is ours
+                return False
             message = _message(purpose, content)
             key = serialization.load_ssh_public_key(self.text.encode())
             if isinstance(key, Ed25519PublicKey):
@@ -119,7 +121,7 @@ class PublicKey:
                 key.verify(raw, message, ECDSA(hashes.SHA384()))
             else:
                 return False
-        except (InvalidSignature, binascii.Error, ValueError, RecursionError):
+        except (InvalidSignature, UnsupportedAlgorithm, binascii.Error, ValueError, RecursionError):
             return False
         return True
 

@@ -20,12 +20,12 @@ from fedunlearn.backends.envelope import Answer, Broadcast, Envelope, Limits, To
 from fedunlearn.backends.wire import WireError
 from fedunlearn.client import View
 from fedunlearn.deletion.signing import KeyProblem, PublicKey
-from fedunlearn.federation import ClientError, ClientId, Predicate, Program, Reply, Turn
+from fedunlearn.federation import ClientError, ClientId, Predicate, Program, Reply, TooFewClients, Turn
 from fedunlearn.flower.messages import HELLO, REQUESTS, WORK, MessageError, body_record, parcel, said, talk, unpacked
 from fedunlearn.requests import AnyOf, AskedFor, ForgetClient, ForgetInstances, Rest
 from fedunlearn.weights import Weights
 
-__all__ = ["Fault", "FaultKind", "Flower", "Greeting", "Stranger", "TooFewClients", "exchange", "greet"]
+__all__ = ["Fault", "FaultKind", "Flower", "Greeting", "Stranger", "exchange", "greet"]
 
 _log = logging.getLogger(__name__)
 _K = TypeVar("_K")
@@ -59,20 +59,6 @@ class Fault:
     detail: str
 
 
-class TooFewClients(RuntimeError):
-    """Fewer clients gave a usable answer than there must be.
-
-    Attributes:
-        answered, asked: how many.
-        faults: of the others.
-    """
-
-    def __init__(self, answered: int, asked: int, fewest: int, faults: Sequence[Fault]) -> None:
-        self.answered, self.asked, self.faults = answered, asked, tuple(faults)
-        reasons = "; ".join(f"client {fault.client} {fault.kind}: {fault.detail}" for fault in faults[:10])
-        super().__init__(f"{answered} of {asked} clients answered, where {fewest} are needed ({reasons})")
-
-
 class Flower:
     """Clients on other machines; see `fedunlearn.federation.Federation`.
 
@@ -80,7 +66,8 @@ class Flower:
 
     Args:
         grid: Flower's, of the `ServerApp`.
-        nodes: who takes part, in this order, and at which node each is (see `greet`).
+        nodes: who takes part, in this order, and at which node each is (see `greet`); None: at none at the moment.
+            Looked up anew for every message, so that whoever keeps the mapping can follow nodes that come and go.
         architecture: of the clients' networks.
         deadline: seconds for one exchange of messages, over 0.
         fewest: so many of the clients that are asked must answer, at least 1; all of them, where fewer are asked.
@@ -95,7 +82,7 @@ class Flower:
     def __init__(
         self,
         grid: Grid,
-        nodes: Mapping[ClientId, int],
+        nodes: Mapping[ClientId, int | None],
         architecture: Architecture,
         *,
         deadline: float = 600.0,
@@ -105,7 +92,7 @@ class Flower:
     ) -> None:
         if not deadline > 0 or fewest < 1:
             raise ValueError("the deadline must be over 0 seconds, and the fewest clients at least 1")
-        self._link = _Link(grid, dict(nodes), deadline, fewest, limits, faults)
+        self._link = _Link(grid, nodes, deadline, fewest, limits, faults)
         self._view = View()
         self.architecture = architecture
 
@@ -155,7 +142,7 @@ class _Link:
     """The way to the nodes; shared by all views of a federation."""
 
     grid: Grid
-    nodes: Mapping[ClientId, int]
+    nodes: Mapping[ClientId, int | None]
     deadline: float
     fewest: int
     limits: Limits | None
@@ -179,7 +166,9 @@ class _Link:
                 elif found.kind != "silent":
                     raise ClientError(f"client {client}, {turn.phase} round {turn.number}: {found.detail}")
         if answered < min(self.fewest, len(asked)):
-            raise TooFewClients(answered, len(asked), min(self.fewest, len(asked)), faults)
+            reasons = "; ".join(f"client {fault.client} {fault.kind}: {fault.detail}" for fault in faults[:10])
+            needed = min(self.fewest, len(asked))
+            raise TooFewClients(f"{answered} of {len(asked)} clients answered, where {needed} are needed ({reasons})")
 
     def counted(self, view: View, asked: Sequence[ClientId]) -> dict[ClientId, bool]:
         """Whether clients have a training sample in a view."""
@@ -198,7 +187,8 @@ class _Link:
         found: dict[ClientId, Reply | Fault] = {}
         tensors = None
         for _ in range(tries):
-            tickets = {client: secrets.token_hex(16) for client in asked if client not in found}
+            there = {client: node for client in asked if (node := self.nodes[client]) is not None}
+            tickets = {client: secrets.token_hex(16) for client in there if client not in found}
             if not tickets:
                 break
             messages = {}
@@ -206,7 +196,7 @@ class _Link:
                 envelope = order.to(client, ticket)
                 tensors = tensors or body_record(envelope.body)  # one of them for all: Flower sends it once a node
                 content = parcel(envelope.text, tensors if envelope.body else b"")
-                messages[client] = _message(content, self.nodes[client], kind, self.deadline)
+                messages[client] = _message(content, there[client], kind, self.deadline)
             for client, reply in _gathered(self.grid, messages, self.deadline).items():
                 found[client] = _read(client, reply, tickets[client], order.digest, limits)
         silent = f"no answer within {self.deadline:g} seconds, {tries} times asked"

@@ -1,0 +1,311 @@
+"""Whether a register is what its server wrote: for whoever has the folder, and knows the server's public key.
+
+Without the server's key nothing in a register can be changed, removed, inserted, reordered or cut off unnoticed. A copy
+of an older day is whole, and shows as such only beside a receipt of a later one. Whoever has the server's key can write
+another history and sign it: only receipts that were handed out before tell against it. Models in ``checkpoints`` are
+not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedunlearn.deletion.events import Began, Done, Event, Filed, Opened, Rotated
+from fedunlearn.deletion.register import Head, RegisterError, Row, reading, rows, stored_head, succeeded
+from fedunlearn.deletion.signing import KeyProblem, PublicKey, canonical
+from fedunlearn.deletion.standing import Standing, fold
+from fedunlearn.deletion.statement import RequestProblem, Scope, Signed
+
+__all__ = ["MOST_PROBLEMS", "Verification", "verify"]
+
+MOST_PROBLEMS = 100
+"""A register with more of them is not read further."""
+
+_COPY = "put a copy of the folder in its place"
+_SHOWN = 80  # characters of what somebody else has written
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        problems: a sentence for each; none: the register is what its server wrote.
+        warnings: what could not be told.
+        events: how many there are.
+        head: what the server has signed last; None: nothing that could be read.
+    """
+
+    problems: list[str]
+    warnings: list[str]
+    events: int
+    head: Head | None
+
+
+def verify(folder: Path, keys: Sequence[PublicKey] = (), receipts: Sequence[Mapping[str, Any]] = ()) -> Verification:
+    """Look for whatever was changed in a register after its server wrote it; also while the server writes on.
+
+    Args:
+        folder: of the register.
+        keys: the server's public keys, from a source that is trusted; the newest says most, since whoever got hold of
+            one that was rotated away can still sign with it. Without any, the register's own first key is taken.
+        receipts: that the server handed out, as plain values; whether they are genuine `fedunlearn receipt verify`
+            tells.
+
+    Returns:
+        What was found; nothing is raised, whatever the folder holds.
+    """
+    try:
+        with reading(folder) as connection:
+            looking = _Looking(stored_head(connection))
+            for row in rows(connection):
+                looking.at(row)
+                if len(looking.problems) >= MOST_PROBLEMS:
+                    looking.problems.append(f"there is more, which was not looked at: {_COPY}")
+                    return looking.found([])
+    except RegisterError as error:
+        return Verification([str(error)], [], 0, None)
+    looking.end(keys)
+    for number, receipt in enumerate(receipts, 1):
+        looking.problems += looking.against(f"receipt {number}", receipt)
+    warnings = [] if keys else [looking.untrusted]
+    if not receipts:
+        warnings.append("no receipt was given: a copy of an older day would look the same; give a recent one")
+    return looking.found(warnings)
+
+
+@dataclass
+class _Looking:
+    """A register, read event by event.
+
+    Attributes:
+        head: as it stands in the file.
+        problems: so far.
+        hashes: of the events so far, by number.
+        last: number of the last event.
+        servers: the server's keys, in the order in which they signed.
+        opened: the first event.
+        filed: ids of requests that were entered.
+        begun: ids of requests that an unlearning has begun to answer.
+        receipts: those that were issued, by the request's id.
+        standing: None: an event did not fit those before it.
+    """
+
+    head: Head
+    problems: list[str] = field(default_factory=list)
+    hashes: dict[int, str] = field(default_factory=dict)
+    last: int = -1
+    servers: list[PublicKey] = field(default_factory=list)
+    opened: Opened | None = None
+    filed: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
+    receipts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    standing: Standing | None = field(default_factory=Standing)
+
+    def at(self, row: Row) -> None:
+        """Look at the next event."""
+        if row.number < 0:
+            self.problems.append(f"event {row.number} was inserted: events are numbered from 0; {_COPY}")
+            return
+        self._chain(row)
+        self.hashes[row.number], self.last = str(row.hash), row.number
+        try:
+            event = row.event()
+            for problem in self._wrong(row, event):
+                self.problems.append(f"event {row.number} ({event.kind}): {problem}")
+        except RegisterError as error:
+            self.problems.append(f"{error}: ask whoever runs the server for the register as it was written")
+        except (TypeError, AttributeError):  # a number where there should be a list, and the like
+            self.problems.append(f"event {row.number}: a field holds what it cannot hold; {_COPY}")
+
+    def _chain(self, row: Row) -> None:
+        first, end = self.last + 1, row.number - 1
+        if first <= end:
+            missing = f"event {first} is" if first == end else f"events {first} to {end} are"
+            self.problems.append(f"{missing} missing, removed from before event {row.number}; {_COPY}")
+        elif not row.follows(self.hashes[end] if row.number else self.head.register):
+            self.problems.append(
+                f"event {row.number} was changed, inserted or moved: its hash does not follow from the one before it; "
+                f"{_COPY}"
+            )
+
+    def end(self, keys: Sequence[PublicKey]) -> None:
+        """Hold the head against what was read, and its key against those that are trusted."""
+        count = len(self.hashes)
+        if self.head.count != count:
+            self.problems.append(
+                f"the head speaks of {self.head.count} events, and the register has {count}: events were cut off or "
+                f"added; {_COPY}"
+            )
+        elif self.hashes.get(self.head.count - 1) != self.head.hash:
+            self.problems.append(
+                f"the head names another hash for event {self.head.count - 1} than it has: it was changed; {_COPY}"
+            )
+        if not self.servers:
+            self.problems.append(f"no event says whose register this is; {_COPY}")
+        elif not self.head.signed_by(self.servers[-1]):
+            self.problems.append(
+                f"the head is not signed by the server's key {self.servers[-1].fingerprint}: somebody without the key "
+                f"has written the register; {_COPY}"
+            )
+        if keys and not set(keys) & set(self.servers):
+            ours = ", ".join(key.fingerprint for key in keys)
+            self.problems.append(
+                f"no key that is trusted ({ours}) has signed the register or leads to the one that has "
+                f"({self.head.key[:_SHOWN]}): it is another server's, or was written anew"
+            )
+
+    def against(self, name: str, receipt: object) -> Iterator[str]:
+        """What a receipt says that the register does not."""
+        misplaced = self._misplaced(receipt, len(self.hashes))
+        request = str(_value(receipt, "request", "id"))
+        if misplaced:
+            yield f"{name}: {misplaced}"
+        elif request not in self.receipts:
+            yield f"{name}: the register has none for the request {request[:_SHOWN]}: ask whoever runs the server"
+        elif not _same(self.receipts[request], receipt):
+            yield (
+                f"{name}: the register holds another one for the request {request}: see with `fedunlearn receipt "
+                "verify` whether this one is genuine"
+            )
+
+    def found(self, warnings: list[str]) -> Verification:
+        return Verification(self.problems, warnings, len(self.hashes), self.head)
+
+    @property
+    def untrusted(self) -> str:
+        first = self.servers[0].fingerprint if self.servers else "none"
+        return (
+            f"no public key was given, and the register's own ({first}) was believed: anybody can write one with "
+            "a key of their own; give the server's with --key"
+        )
+
+    def _misplaced(self, receipt: object, events: int) -> str | None:
+        """What is wrong with the place that a receipt names, in a register of so many events."""
+        id, count, hash = (_value(receipt, "register", name) for name in ("id", "count", "hash"))
+        if not isinstance(id, str) or type(count) is not int or not isinstance(hash, str) or count < 1:
+            return "it names no place in a register: it is no receipt of this package"
+        if id != self.head.register:
+            return f"it is of the register {id[:_SHOWN]}, and this is another: name that one's folder"
+        if count > events:
+            return (
+                f"it was issued when the register had {count} events, and there are {events}: this is a copy of an "
+                "older day, or its end was cut off; look for a later copy"
+            )
+        if self.hashes.get(count - 1) != hash:
+            return (
+                f"event {count - 1} had another hash when it was issued: the register was written anew from there or "
+                "before; look for a copy of that day"
+            )
+        return None
+
+    def _wrong(self, row: Row, event: Event) -> Iterator[str]:
+        """What an honest server would not have entered here."""
+        if (row.number == 0) != isinstance(event, Opened):
+            yield "a register is opened by its first event, and by that alone"
+        match event:
+            case Opened():
+                yield from self._open(event)
+            case Rotated():
+                yield from self._rotate(event)
+            case Filed():
+                yield from self._filed(event)
+            case Began():
+                yield from self._began(event)
+            case Done():
+                yield from self._done(row.number, event)
+        if self.standing is not None:
+            try:
+                fold(self.standing, row.at, event)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                self.standing = None
+                yield "it does not fit those before it"
+
+    def _open(self, event: Opened) -> Iterator[str]:
+        if self.opened is not None:
+            return
+        self.opened = event
+        try:
+            self.servers.append(PublicKey.of(str(event.key)))
+        except KeyProblem as error:
+            yield f"the server's key: {error}"
+
+    def _rotate(self, event: Rotated) -> Iterator[str]:
+        if not self.servers:
+            return
+        try:
+            self.servers.append(succeeded(self.head.register, self.servers[-1], event))
+        except RegisterError as error:
+            yield f"{error}: the register is not to be trusted from here on"
+
+    def _filed(self, event: Filed) -> Iterator[str]:
+        if event.request in self.filed:
+            yield f"the request {event.request[:_SHOWN]} was entered before"
+        self.filed.add(event.request)
+        try:
+            signed = Signed.of(event.signed)
+        except RequestProblem as error:
+            yield f"it is not what its filer signed: {error}"
+            return
+        if signed.statement.id != event.request:
+            yield f"its filer signed another id, {signed.statement.id}"
+        if not self._entitled(event, signed):
+            yield (
+                f"the key {PublicKey(signed.key).fingerprint} may not file it: it is neither the client's nor the "
+                "server's, or asks for another client"
+            )
+
+    def _entitled(self, event: Filed, signed: Signed) -> bool:
+        clients = self.opened.clients if self.opened else None
+        if not clients:
+            return True  # a simulation, whose nodes are not known by keys
+        if signed.key in {key.text for key in self.servers}:
+            alone = Scope.of(signed.statement.scope).kind == "instances"  # which its holder alone can name
+            return signed.statement.client == event.client and not alone
+        if event.client is None or signed.statement.client not in (None, event.client):
+            return False
+        return _same_key(clients.get(event.client), signed.key)
+
+    def _began(self, event: Began) -> Iterator[str]:
+        for request in event.requests:
+            if request not in self.filed:
+                yield f"the request {request[:_SHOWN]} was not entered before"
+            if request in self.begun:
+                yield f"the request {request[:_SHOWN]} is answered by another unlearning already"
+            self.begun.add(request)
+
+    def _done(self, number: int, event: Done) -> Iterator[str]:
+        if event.request not in self.begun:
+            yield f"no unlearning has answered the request {event.request[:_SHOWN]}"
+        if event.request in self.receipts:
+            yield f"the request {event.request[:_SHOWN]} had its receipt before"
+        if _value(event.receipt, "request", "id") != event.request:
+            yield f"its receipt is of another request than {event.request[:_SHOWN]}"
+        if misplaced := self._misplaced(event.receipt, number):
+            yield f"its receipt: {misplaced}"
+        self.receipts[event.request] = event.receipt
+
+
+def _same_key(text: object, other: str) -> bool:
+    try:
+        return PublicKey.of(str(text)).text == other
+    except KeyProblem:
+        return False
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether they are the same in JSON, where 1 is neither True nor 1.0."""
+    try:
+        return canonical(one) == canonical(other)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _value(table: object, *names: str) -> object:
+    """What stands in a table of tables; None where it does not."""
+    for name in names:
+        table = table.get(name) if isinstance(table, Mapping) else None
+    return table
