@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated
@@ -99,23 +100,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The page, or why there is none at the moment."""
-        if self.headers.get("Host") not in self.server.names:
-            self._answer(421, "text/plain", b"This page is served under its own address alone.\n")
-        elif self.path != "/":
-            self._answer(404, "text/plain", b"There is nothing but /.\n")
-        else:
-            try:
-                self._answer(200, "text/html", self.server.page())
-            except (ValueError, OSError) as error:  # the next reload may find it mended
-                self._answer(503, "text/plain", f"{error}\n".encode())
+        status, kind, content = self._found()
+        headers = _HEADERS | {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content))}
+        with suppress(ConnectionError):  # a reader who has left misses nothing
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: one reader asks every ten seconds."""
 
-    def _answer(self, status: int, kind: str, content: bytes) -> None:
-        self.send_response(status)
-        headers = _HEADERS | {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content))}
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+    def _found(self) -> tuple[int, str, bytes]:
+        if self.headers.get("Host") not in self.server.names:
+            return 421, "text/plain", b"This page is served under its own address alone.\n"
+        if self.path != "/":
+            return 404, "text/plain", b"There is nothing but /.\n"
+        try:
+            return 200, "text/html", self.server.page()
+        except (ValueError, OSError) as error:  # the next reload may find it mended
+            return 503, "text/plain", f"{error}\n".encode()

@@ -37,23 +37,23 @@ UNKNOWN = "not known"
 
 
 class Head(Protocol):
-    """Where a register ends: `fedunlearn.deletion.register.Head`, or the like.
-
-    Attributes:
-        register: its id.
-        count: events that it holds.
-        hash: the last event's, which all before it are in.
-        key: fingerprint of the key in force.
-    """
+    """Where a register ends: `fedunlearn.deletion.register.Head`, or the like."""
 
     @property
-    def register(self) -> str: ...
+    def register(self) -> str:
+        """Its id."""
+
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Events that it holds."""
+
     @property
-    def hash(self) -> str: ...
+    def hash(self) -> str:
+        """Of the last event, in which those of all before it are."""
+
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """Fingerprint of the key in force."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _lines(axes: Axes, points: Sequence[_Point]) -> None:
 
 
 def _bands(axes: Axes, points: Sequence[_Point], every: int) -> None:
-    """Of the rounds that are taken together, phase by phase, a dot at the mean, and a bar from the least to the most."""
+    """Of rounds that are taken together, phase by phase, a dot at the mean, and a bar from the least to the most."""
     for phase, (label, colour, _, marker) in _PHASES.items():
         parts: dict[int, list[float]] = {}
         for point in points:
