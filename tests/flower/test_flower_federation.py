@@ -19,9 +19,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fedunlearn.backends.envelope import Envelope, Limits, read_answer, write_answer
 from fedunlearn.contract import CHECKS, Case, small_task
 from fedunlearn.evaluation.follow import Step, follow
-from fedunlearn.federation import ClientContext, ClientError, Predicate, Reply, Turn
+from fedunlearn.federation import ClientContext, ClientError, Predicate, Reply, TooFewClients, Turn
 from fedunlearn.flower import federation as module
-from fedunlearn.flower.federation import Fault, Flower, TooFewClients
+from fedunlearn.flower.federation import Fault, Flower, greet
 from fedunlearn.flower.local import Hook, Late, LocalGrid
 from fedunlearn.flower.messages import parcel, unpacked
 from fedunlearn.methods.badt import BadT
@@ -353,9 +353,9 @@ def test_too_few_clients_end_the_round_with_an_error() -> None:
     dead = tampered("2", with_answer(ticket="0" * 32))
     found: list[Fault] = []
     federation = over_flower(local_grid(hook=dead), faults=found.append, fewest=4)
-    with pytest.raises(TooFewClients, match=r"3 of 4 clients answered, where 4 are needed \(client 2 stale: ") as told:
+    with pytest.raises(TooFewClients, match=r"3 of 4 clients answered, where 4 are needed \(client 2 stale: "):
         aggregate(federation, WEIGHTS, TRAINING, TURN)
-    assert (told.value.answered, told.value.asked, told.value.faults) == (3, 4, tuple(found))
+    assert [(fault.client, fault.kind) for fault in found] == [("2", "stale")]
     others = federation.where(Rest(ForgetClient("2")))
     assert len(list(others.run(Evaluate(), WEIGHTS, TURN))) == 3  # all of those who are asked
 
@@ -381,6 +381,17 @@ def test_a_message_that_cannot_be_pulled_hides_no_other(caplog: pytest.LogCaptur
     grid.__class__ = Spoilt
     assert len(list(federation.run(Evaluate(), WEIGHTS, TURN))) == 4  # it is asked again, and answers
     assert "could not be pulled" in caplog.text
+
+
+def test_a_client_without_a_node_is_silent_until_it_has_one() -> None:
+    grid, found = local_grid(), []
+    nodes: dict[str, int | None] = {**greet(grid, None, deadline=5).nodes}
+    federation, node = Flower(grid, nodes, HERE.architecture, faults=found.append), nodes["2"]
+    nodes["2"] = None
+    assert [client for client, _ in federation.run(Evaluate(), WEIGHTS, TURN)] == ["0", "1", "3"]
+    assert [(fault.client, fault.kind) for fault in found] == [("2", "silent")]
+    nodes["2"] = node
+    assert len(list(federation.run(Evaluate(), WEIGHTS, TURN))) == 4
 
 
 @pytest.mark.parametrize("settings", [{"deadline": 0}, {"deadline": float("nan")}, {"fewest": 0}], ids=str)
