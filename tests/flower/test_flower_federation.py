@@ -435,6 +435,21 @@ def test_messages_of_an_instance_wise_request_hold_no_index_label_or_path_and_no
                 list(pickletools.genops(payload))
 
 
+def test_a_node_is_not_told_what_others_want_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_outbox(monkeypatch, {"a" * 32: Meant("instances", (0,))})
+    grid = local_grid(keep=True, outbox=tmp_path, programs=[Recounting])
+    both = AnyOf((AskedFor("0", "a" * 32), ForgetClient("3")))
+    for view in (over_flower(grid).where(Rest(both)), over_flower(grid).marking(both)):
+        grid.sent.clear()
+        replies = {client: reply.samples for client, reply in view.run(Recounting(), WEIGHTS, TURN)}
+        assert "3" in replies or len(replies) == 3
+        told = [sent for sent in grid.sent if b"AskedFor" in sent or b"ForgetClient" in sent]
+        orders = [sent for sent in told if b'"client":"' in sent]
+        assert {sent.split(b'"client":"')[1][:1] for sent in orders if b'"client":"0"' not in sent} <= {b"3"}
+        assert all(b"a" * 32 not in sent for sent in told if b'"client":"3"' in sent)
+        assert any(b"a" * 32 in sent for sent in told)
+
+
 def unpickles(payload: bytes) -> bool:
     try:
         pickle.loads(payload)
