@@ -140,9 +140,9 @@ class _Looking:
                 f"the head speaks of {self.head.count} events, and the register has {count}: events were cut off or "
                 f"added; {_COPY}"
             )
-        elif self.hashes.get(self.head.count - 1) != self.head.hash:
+        elif self.hashes.get(count - 1, self.head.register) != self.head.hash:
             self.problems.append(
-                f"the head names another hash for event {self.head.count - 1} than it has: it was changed; {_COPY}"
+                f"the head names another hash for event {count - 1} than it has: it was changed; {_COPY}"
             )
         if not self.servers:
             self.problems.append(f"no event says whose register this is; {_COPY}")
