@@ -253,6 +253,11 @@ class Register:
             return register
 
     @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether there is a register in a folder."""
+        return (folder / _FILE).exists()
+
+    @staticmethod
     def read(folder: Path) -> ReadOnly:
         """Look at a register, without its key, also while a server writes it; nothing in the folder is written.
 
@@ -262,6 +267,11 @@ class Register:
         with reading(folder) as connection:
             head, entered, _ = _checked(folder, connection)
         return ReadOnly(folder, head, tuple(entered))
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
 
     @property
     def head(self) -> Head:

@@ -149,9 +149,8 @@ class SigningKey:
         """
         key = generate_private_key(SECP384R1()) if node else Ed25519PrivateKey.generate()
         made = cls(key)
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        form = serialization.PrivateFormat.OpenSSH  # the one form that a SuperNode reads
+        private = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
