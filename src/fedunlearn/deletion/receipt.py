@@ -86,7 +86,7 @@ def issue(standing: Standing, request: str, head: Head, key: SigningKey, at: str
         "receipt": _FORMAT,
         "request": _request(entry),
         "times": dict(entry.times),
-        "answered": _answered(standing, one),
+        "answered": _answered(one),
         "recovery": _recovery(one),
         "rounds": [_round(done) for _, done in one.rounds],
         "costs": _costs(one),
@@ -180,15 +180,12 @@ def _request(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _answered(standing: Standing, one: Unlearning) -> dict[str, Any]:
+def _answered(one: Unlearning) -> dict[str, Any]:
     own = [done for _, done in one.rounds if done.phase == "unlearn"]
-    before = _signs_before(standing, one)
-    # What a method negates it negates in its first rounds; recovery hands the history on.
+    before = one.began.negations
+    # What a method negates it negates in its own rounds; recovery hands the history on.
     after = own[-1].negations if own else before
-    if before is None or after is None:
-        layers = None
-    else:
-        layers = after[len(before) :] if after[: len(before)] == before else after
+    layers = after[len(before) :] if after[: len(before)] == before else after
     return {
         "unlearning": one.began.unlearning,
         "others": len(one.began.requests) - 1,  # not which: they are other people's
@@ -201,17 +198,6 @@ def _answered(standing: Standing, one: Unlearning) -> dict[str, Any]:
             "after recovery": one.rounds[-1][1].model if one.rounds else one.began.before,
         },
     }
-
-
-def _signs_before(standing: Standing, one: Unlearning) -> list[list[str]] | None:
-    """Sign history of the model that it began with; None where that model is of no round."""
-    mine = next((number for number, (_, done) in enumerate(standing.rounds) if _belongs(done, one)), None)
-    earlier = [done for _, done in standing.rounds[:mine]]
-    return next((done.negations for done in reversed(earlier) if done.model == one.began.before), None)
-
-
-def _belongs(done: RoundDone, one: Unlearning) -> bool:
-    return done.unlearning == one.began.unlearning
 
 
 def _recovery(one: Unlearning) -> dict[str, Any]:
@@ -267,6 +253,11 @@ class _OneOf:
     choices: tuple[Any, ...]
 
 
+_ENDED = {
+    "recovered": "the stop rule was met",
+    "limit": "as many rounds as were allowed",
+    "nobody": "nobody stays to recover with, and the model is a new one",
+}
 _COUNT = int
 _SIGNS = [[str]]
 _MAYBE_PERCENT = _OneOf((float, None))
@@ -283,13 +274,13 @@ _SHAPE = {
         "unlearning": _COUNT,
         "others": _COUNT,
         "method": dict,
-        "layers": _OneOf((_SIGNS, None)),
-        "signs": {"before": _OneOf((_SIGNS, None)), "after": _OneOf((_SIGNS, None))},
+        "layers": _SIGNS,
+        "signs": {"before": _SIGNS, "after": _SIGNS},
         "weights": {"before": str, "after each own round": [str], "after recovery": str},
     },
     "recovery": {
         "rounds": _COUNT,
-        "ended": _OneOf(("recovered", "limit")),
+        "ended": _OneOf(tuple(_ENDED)),
         "validation": {"before": _MAYBE_PERCENT, "after": _MAYBE_PERCENT},
     },
     "rounds": [
@@ -368,7 +359,6 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     whom = "whoever holds it" if request["client"] is None else f"client {request['client']}"
     others = f", together with {answered['others']} more" if answered["others"] else ""
     before, after = (_percent(recovery["validation"][name]) for name in ("before", "after"))
-    why = "the stop rule was met" if recovery["ended"] == "recovered" else "as many rounds as were allowed"
     took = {client for done in content["rounds"] for client in done["took part"]}
     absent = sum(len(done["absent"]) for done in content["rounds"])
     return [
@@ -384,7 +374,8 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Weights", f"{weights['before']} before"),
         *(("", f"{model} after round {n}") for n, model in enumerate(weights["after each own round"], 1)),
         ("", f"{weights['after recovery']} after recovery"),
-        ("Recovery", f"{recovery['rounds']} rounds, ended by: {why}; validation {before} before, {after} after"),
+        ("Recovery", f"{recovery['rounds']} rounds, ended: {_ENDED[recovery['ended']]}"),
+        ("Validation", f"{before} before, {after} after"),
         ("Took part", f"{len(took)} clients in {len(content['rounds'])} rounds, {absent} absences"),
         ("Costs", _priced(costs)),
         ("Register", f"{register['id']}, {register['count']} events, {register['hash']}"),
@@ -404,9 +395,7 @@ def _percent(value: float | None) -> str:
     return "not known" if value is None else f"{value:.2f} %"
 
 
-def _layers(negations: list[list[str]] | None) -> str:
-    if negations is None:
-        return "not known"
+def _layers(negations: list[list[str]]) -> str:
     return "; then ".join(", ".join(names) for names in negations) or "nothing"
 
 
