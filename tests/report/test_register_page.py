@@ -23,7 +23,7 @@ from playwright.sync_api import Browser
 from story import CLASS, SINGLE, WHOLE, Events, Head
 
 from fedunlearn.commands.register_page import page
-from fedunlearn.deletion.events import Began, Event, Fault, Opened, Recovered, Refused, RoundDone
+from fedunlearn.deletion.events import Began, Enrolled, Event, Fault, Opened, Recovered, Refused, RoundDone
 from fedunlearn.deletion.register import Register, RegisterError
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import standing
@@ -343,6 +343,8 @@ def test_the_register(text: str) -> None:
     assert f"Key changed 2026-11-30 18:04:00, to {story.NEXT}" in said
     assert "fedunlearn requests verify DIR --key server.pub" in said
     assert "seed 0" in said
+    joined = [*story.told(), ("2026-11-30T18:05:00+00:00", Enrolled(dict.fromkeys("abcde", "ecdsa")))]
+    assert "Clients 5 on the list" in section(made(joined), "register")
     assert "Clients not known Key changed never" in section(made([]), "register")
     simulated = [("2026-11-30T18:00:00+00:00", Opened({}, story.SERVER, {}))]
     assert "Clients those of a simulation, without keys" in section(made([*simulated]), "register")
