@@ -262,7 +262,7 @@ class Register:
         if not (folder / _FILE).exists():
             return False
         with _told(folder), closing(_connected(folder / _FILE, "rw")) as connection:
-            return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
+            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,))
 
     @staticmethod
     def read(folder: Path) -> ReadOnly:
