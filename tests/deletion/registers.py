@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import shutil
 import sqlite3
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import strategies as st
 
 from fedunlearn.deletion.events import (
@@ -30,14 +33,28 @@ from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import SigningKey, canonical, sha256
 from fedunlearn.deletion.statement import Scope, Signed, Statement
 
-__all__ = ["KEY", "NEXT", "NODES", "OPENED", "Written", "altered", "key", "rechained", "steps", "stored", "written"]
+__all__ = [
+    "KEY",
+    "MEMORY",
+    "NEXT",
+    "NODES",
+    "OPENED",
+    "Written",
+    "altered",
+    "key",
+    "rechained",
+    "steps",
+    "stored",
+    "written",
+]
 
 
 def key() -> SigningKey:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     return SigningKey(Ed25519PrivateKey.generate())
 
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where hundreds of registers are written whose durability is not tried."""
 
 KEY, NEXT = key(), key()
 NODES = {"north": key(), "south": key()}
@@ -46,7 +63,7 @@ OPENED = Opened({name: node.public.text for name, node in NODES.items()}, KEY.pu
 Step = str
 
 
-def steps(fewest: int = 2, most: int = 8) -> st.SearchStrategy[list[Step]]:
+def steps(fewest: int = 1, most: int = 6) -> st.SearchStrategy[list[Step]]:
     """What happens after a register was opened, each a few events."""
     return st.lists(
         st.sampled_from(["round", "node", "operator", "stranger", "fault", "wait", "answer"]),
@@ -147,9 +164,6 @@ def altered(folder: Path, events: Sequence[tuple[Any, ...]] | None = None, **hea
 
 def rechained(events: Sequence[tuple[Any, ...]], register: str) -> list[tuple[Any, ...]]:
     """Numbers and hashes anew, by the definition: SHA-256 of the canonical form of all five."""
-    import hashlib
-    import json
-
     made, previous = [], register
     for number, (_, at, kind, body, _) in enumerate(events):
         five = {"number": number, "at": at, "kind": kind, "body": json.loads(body), "previous": previous}

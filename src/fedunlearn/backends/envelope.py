@@ -330,7 +330,8 @@ def _cut(table: list[Any], body: bytes) -> Iterable[Tensor]:
     for entry in table:
         name, shape = _list(entry, 2)
         dtype = _DTYPES[_one_of(name, _DTYPES)]
-        sizes = [_whole(size, 0, 2**40) for size in _list(shape)]
+        sizes = [_whole(size) for size in _list(shape)]
+        _whole(math.prod(max(size, 1) for size in sizes))  # strides would overflow, even where there is no element
         length = math.prod(sizes) * dtype.itemsize
         raw = bytearray(memoryview(body)[start : start + length])
         if len(raw) < length:

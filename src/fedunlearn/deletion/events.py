@@ -12,6 +12,7 @@ __all__ = [
     "Audited",
     "Began",
     "Done",
+    "Enrolled",
     "Event",
     "EventProblem",
     "Fault",
@@ -47,6 +48,18 @@ class Opened:
     clients: Mapping[str, str]
     key: str
     about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """The list of clients is another from here on: some joined, left the list, or have new keys.
+
+    Attributes:
+        clients: each client's public key, of all.
+    """
+
+    kind: ClassVar = "enrolled"
+    clients: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,19 @@ class Rotated:
 
 
 Event: TypeAlias = (
-    Opened | Filed | Refused | Acknowledged | Began | RoundDone | Recovered | Audited | Done | Fault | Waited | Rotated
+    Opened
+    | Enrolled
+    | Filed
+    | Refused
+    | Acknowledged
+    | Began
+    | RoundDone
+    | Recovered
+    | Audited
+    | Done
+    | Fault
+    | Waited
+    | Rotated
 )
 
 KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in get_args(Event)}

@@ -20,11 +20,11 @@ from typing import Any, get_args
 from filelock import FileLock
 
 from fedunlearn.atomic import atomic_write, write_json
-from fedunlearn.deletion.signing import SigningKey, canonical
+from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import State
 from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, Statement
 
-__all__ = ["MOST_AT_ONCE", "MOST_INSTANCES", "Answer", "Filing", "Meant", "Outbox", "OutboxError", "Posted"]
+__all__ = ["MOST_AT_ONCE", "MOST_INSTANCES", "Answer", "Filing", "Meant", "Outbox", "OutboxError", "Posted", "desk"]
 
 MOST_INSTANCES = 10_000_000
 """Samples of one request."""
@@ -34,7 +34,7 @@ MOST_AT_ONCE = 1000
 _ID = re.compile(r"[0-9a-f]{32}")
 _SETTLED = ("done", "refused")
 _LONGEST_REQUEST = 65_536  # bytes
-_LONGEST_ANSWER = 16_777_216  # a receipt is in it, indented
+_LONGEST_ANSWER = 8_388_608  # a receipt is in it
 _LONGEST_LIST = 20 * MOST_INSTANCES
 _DIGITS = 15  # of the largest index
 _LONGEST_WHY = 2000  # characters
@@ -271,16 +271,18 @@ class Outbox:
     def _keep(self, content: Any) -> None:
         try:
             answer = Answer.of(content)
-            if len(canonical(answer.json)) > _LONGEST_ANSWER // 2 or not self._request(answer.request).exists():
-                return
-        except (ValueError, TypeError, RecursionError):
+            text = json.dumps(answer.json, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, TypeError, RecursionError):  # no answer, or none that could be written down
+            return
+        if len(text) > _LONGEST_ANSWER or not self._request(answer.request).exists():
             return
         try:
             last = self._answer(answer.request)
         except OutboxError:
             last = None
         if last is None or (not last.settled and last != answer):
-            write_json(self._answered(answer.request), answer.json)
+            with atomic_write(self._answered(answer.request)) as file:
+                file.write(text)
 
     def _write_private(self, id: str, instances: tuple[int, ...]) -> None:
         with atomic_write(self._instances(id)) as file:
@@ -314,6 +316,11 @@ class Outbox:
 
     def _answered(self, id: str) -> Path:
         return self.folder / f"{id}.answer.json"
+
+
+def desk(register: Path) -> Outbox:
+    """Where an operator files: a running server holds its register's lock, and takes from here at the next round."""
+    return Outbox(register / "desk")
 
 
 def _age(signed: Signed) -> tuple[str, str]:

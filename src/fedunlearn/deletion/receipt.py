@@ -82,7 +82,7 @@ def issue(standing: Standing, request: str, head: Head, key: SigningKey, at: str
         raise ReceiptProblem(f"request {request}: recovery and audit come before its receipt")
     public = key.public
     content: dict[str, Any] = {
-        "audit": {"status": one.judgement["status"], "sentence": one.judgement["sentence"], **one.judgement},
+        "audit": {"status": one.judgement.get("status"), "sentence": one.judgement.get("sentence"), **one.judgement},
         "receipt": _FORMAT,
         "request": _request(entry),
         "times": dict(entry.times),

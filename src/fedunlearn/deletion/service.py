@@ -300,7 +300,7 @@ class Service:
         Raises:
             RequestProblem: the filer may not ask this, or it was asked before.
         """
-        said, clients = signed.statement, self._opened.clients
+        said, clients = signed.statement, self._standing.clients
         scope = Scope.of(said.scope)
         if filer == _OPERATOR:
             if signed.key != self._key.public.text:

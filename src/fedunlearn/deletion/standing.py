@@ -11,6 +11,7 @@ from fedunlearn.deletion.events import (
     Audited,
     Began,
     Done,
+    Enrolled,
     Event,
     EventProblem,
     Fault,
@@ -99,6 +100,7 @@ class Standing:
 
     Attributes:
         opened: whose register it is; None: it is empty.
+        clients: the public key of each client on the list; empty in a simulation.
         requests: by id, in the order in which they came.
         refused: those that came to nothing, also ones without an id.
         rounds: all, in order, each with the time when it was over.
@@ -107,6 +109,7 @@ class Standing:
     """
 
     opened: Opened | None = None
+    clients: dict[str, str] = field(default_factory=dict)
     requests: dict[str, Entry] = field(default_factory=dict)
     refused: list[tuple[str, Refused]] = field(default_factory=list)
     rounds: list[tuple[str, RoundDone]] = field(default_factory=list)
@@ -154,6 +157,9 @@ def fold(now: Standing, at: str, event: Event) -> None:
     match event:
         case Opened():
             now.opened = event
+            now.clients = dict(event.clients)
+        case Enrolled():
+            now.clients = dict(event.clients)
         case Filed():
             if event.request in now.requests:
                 raise EventProblem(f"request {event.request} is filed twice")

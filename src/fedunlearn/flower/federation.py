@@ -380,9 +380,15 @@ def _suspected(client: ClientId, reply: Reply, sent: Weights) -> Reply | Fault:
             first = next(n for n in (*ours, *theirs) if theirs.get(n) != ours.get(n))
             return Fault(client, "misshapen", f"{first[:80]!r} is not as it was sent: {theirs.get(first)}")
     for model in (reply.weights, *reply.extra.values()):
-        if model is not None and not model.finite():
+        if model is not None and not _finite(model):
             return Fault(client, "not finite", "a tensor of its weights holds NaN or infinity")
     return reply
+
+
+def _finite(weights: Weights) -> bool:
+    tensors = (*weights.parameters.values(), *weights.buffers.values())
+    narrow = (t.float() if t.is_floating_point() and t.itemsize == 1 else t for t in tensors)  # float8 cannot be asked
+    return all(bool(torch.isfinite(tensor).all()) for tensor in narrow)
 
 
 def _shapes(weights: Weights) -> dict[str, tuple[str, torch.dtype, tuple[int, ...]]]:

@@ -57,14 +57,12 @@ class LocalGrid(Grid):
         self.sent: list[bytes] = []
         self.hook = hook
         self._app, self._keep = app, keep
-        self._run = Run.create_empty(secrets.randbits(63))
-        if TaskIdentity._run_id is None:  # Flower's messages ask it who writes them
-            TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self._run.run_id, SUPERLINK_NODE_ID, 0
+        self._run = Run.create_empty(_run_of_this_process())
         self._nodes = {
-            node: Context(TaskIdentity.run_id, node, dict(config), RecordDict(), {})
+            node: Context(self._run.run_id, node, dict(config), RecordDict(), {})
             for node, config in ((secrets.randbits(63), config) for config in node_configs)
         }
-        self._replies: dict[str, Late] = {}
+        self._replies: dict[str, tuple[float, Message]] = {}  # from when on each is there
 
     @property
     def run(self) -> Run:
@@ -94,14 +92,14 @@ class LocalGrid(Grid):
             answer = self._answer(message.metadata.dst_node_id, self._carried(message))
             if answer is not None:
                 late = answer if isinstance(answer, Late) else Late(answer, 0)
-                self._replies[ids[-1]] = Late(self._carried(late.reply), time.monotonic() + late.seconds)
+                self._replies[ids[-1]] = time.monotonic() + late.seconds, self._carried(late.reply)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """See `Grid.pull_messages`."""
-        there = [id for id in message_ids if id in self._replies and self._replies[id].seconds <= time.monotonic()]
+        there = [id for id in message_ids if id in self._replies and self._replies[id][0] <= time.monotonic()]
         random.SystemRandom().shuffle(there)
-        return [self._replies.pop(id).reply for id in there]
+        return [self._replies.pop(id)[1] for id in there]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """See `Grid.send_and_receive`."""
@@ -135,3 +133,12 @@ class LocalGrid(Grid):
         arrived = cast(Message, inflate_object_from_contents(message.object_id, objects))
         arrived.metadata.__dict__["_message_id"] = message.object_id
         return arrived
+
+
+def _run_of_this_process() -> int:
+    """The run whose messages this process writes: that of a `ServerApp`, or a new one."""
+    try:
+        return TaskIdentity.run_id
+    except RuntimeError:  # nobody has said so yet, and without it Flower makes no message
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = secrets.randbits(63), SUPERLINK_NODE_ID, 0
+        return TaskIdentity.run_id

@@ -28,7 +28,7 @@ WORK = "work"
 HELLO = "query.hello"
 REQUESTS = "query.requests"
 
-_LONGEST_TALK = 2**20
+_LONGEST_TALK = 2**25
 """Characters of a query or of its answer."""
 
 _TEXT, _TENSORS, _BODY = "fedunlearn", "tensors", "body"

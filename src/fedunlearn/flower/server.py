@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedunlearn.architecture import Architecture
-from fedunlearn.deletion.events import Opened
+from fedunlearn.deletion.events import Enrolled, Opened
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.service import Plan, Service
 from fedunlearn.deletion.signing import SigningKey
@@ -63,5 +63,7 @@ def serve(
         opened = Opened(roster or {}, signing.public.text, Service.about(plan, begun))
         book = Register.create(register, signing, opened)
     with book:
+        if roster is not None and book.standing().clients != roster:
+            book.append(Enrolled(roster))
         site = FlowerSite(grid, architecture, roster, deadline=deadline, fewest=fewest, patience=patience)
         return Service(site, book, signing, architecture, plan, begun).run()
