@@ -56,12 +56,13 @@ class Hospitals:
     names: tuple[ClientId, ...] = NAMES
     keys: dict[str, SigningKey] = field(default_factory=dict)
     grid: Any = None
+    book: Any = None
 
     def __post_init__(self) -> None:
         for name in ("server", *self.names):
-            (self.folder / name).mkdir()
+            (self.folder / name).mkdir(exist_ok=True)  # they may have been here before
             path = self.folder / name / "key"
-            self.keys[name] = SigningKey.make(path, node=name != "server")
+            self.keys[name] = SigningKey.load(path) if path.exists() else SigningKey.make(path, node=name != "server")
 
     @property
     def register(self) -> Path:

@@ -254,8 +254,15 @@ class Register:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether there is a register in a folder."""
-        return (folder / _FILE).exists()
+        """Whether there is a register in a folder; not, where a process was killed before it had made one.
+
+        Raises:
+            RegisterError: there is something that cannot be read.
+        """
+        if not (folder / _FILE).exists():
+            return False
+        with _told(folder), closing(_connected(folder / _FILE, "rw")) as connection:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,))
 
     @staticmethod
     def read(folder: Path) -> ReadOnly:

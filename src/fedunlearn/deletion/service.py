@@ -172,6 +172,7 @@ class Service:
             raise ServiceError(
                 f"{plan.method.name} needs a history or proxy data, which a service does not keep: NoT does without"
             )
+        self._prune()  # whoever was killed after its last step has not done it
 
     @staticmethod
     def about(plan: Plan, initial: Weights) -> dict[str, Any]:
@@ -587,7 +588,12 @@ class Service:
             needed.add(standing.current.began.checkpoint)
         for path in self._register.checkpoints.iterdir():
             if path.name not in needed:
-                path.unlink()
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise ServiceError(
+                        f"the old model {path} cannot be removed ({error.strerror}): let this user write there"
+                    ) from None
 
 
 class _Attended(Wrapper):
