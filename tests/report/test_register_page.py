@@ -444,20 +444,6 @@ def test_the_page_of_a_folder(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_without_cryptography_a_sentence_says_what_to_install(
-    register: tuple[Path, SigningKey], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "fedunlearn.deletion.register":
-            raise ModuleNotFoundError("No module named 'cryptography'", name="cryptography")
-        return real(name, *rest, **more)
-
-    real = __import__
-    monkeypatch.setattr("builtins.__import__", missing)
-    with pytest.raises(ImportError, match=r"pip install 'fedunlearn\[flower\]'"):
-        page(register[0])
-
-
 @pytest.fixture(scope="module")
 def served(register: tuple[Path, SigningKey]) -> Iterator[Served]:
     folder, key = register

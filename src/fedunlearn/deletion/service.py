@@ -38,7 +38,7 @@ from fedunlearn.deletion.events import (
     RoundDone,
     Waited,
 )
-from fedunlearn.deletion.outbox import Outbox
+from fedunlearn.deletion.outbox import desk
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import PublicKey, SigningKey, sha256
 from fedunlearn.deletion.standing import Entry, Standing, Unlearning
@@ -58,14 +58,10 @@ from fedunlearn.rounds import Round, fedavg
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["DESK", "Plan", "Service", "ServiceError", "Site", "network_of"]
+__all__ = ["Plan", "Service", "ServiceError", "Site", "network_of"]
 
 _OPERATOR = ""  # files at the server itself, in the folder `desk`
 _MOST_FILED = 100  # requests that one client may file at a time, and refusals of a client that are written down
-
-
-DESK = "desk"
-"""Where in the register's folder the operator files."""
 
 
 class ServiceError(RuntimeError):
@@ -155,7 +151,7 @@ class Service:
         self._site, self._register, self._key = site, register, key
         self._architecture, self._plan = architecture, plan
         self._initial = initial or architecture.fresh(plan.seed)
-        self._desk = Outbox(register.folder / DESK)
+        self._desk = desk(register.folder)
         self._ledger, self._attended = Ledger(), dict[ClientId, int]()
         self._asking: dict[ClientId, set[str]] = {}  # what each filer has not been told the end of
         self._told: dict[str, str] = {}
