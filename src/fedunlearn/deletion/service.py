@@ -301,7 +301,7 @@ class Service:
         if filer == _OPERATOR:
             if signed.key != self._key.public.text:
                 raise RequestProblem("requests at the server are the operator's: sign them with the server's key")
-            if scope.kind == "client" and said.client not in self._site.federation.clients:
+            if scope.kind == "client" and said.client not in self._ever:
                 raise RequestProblem(f"there is no client {said.client!r} in this federation")
             if scope.kind == "class" and said.client is not None:
                 raise RequestProblem("the operator asks for a class of everybody: leave --client out")
@@ -479,7 +479,8 @@ class Service:
     def _recognised(self, task: Task, ids: Sequence[str], weights: Weights) -> dict[str, dict[str, Any]]:
         """What each client that holds some of the data finds of them in a model; and of whom nothing is known, why."""
         entries = [self._standing.requests[id] for id in ids]
-        missing = {str(entry.client): "data already deleted" for entry in entries if entry.data == "deleted"}
+        missing = {str(entry.client): "no client any more" for entry in entries if entry.client in self._gone}
+        missing |= {str(entry.client): "data already deleted" for entry in entries if entry.data == "deleted"}
         asked = [client for client in task.forgotten.clients if client not in missing]
         turn, found = task.turn(phase="evaluate"), {}
         if asked:
@@ -508,7 +509,10 @@ class Service:
         earlier = [entry for entry in entries.values() if entry.unlearning is not None and entry.unlearning < number]
         request = AnyOf(tuple(_predicate(entries[id]) for id in ids))
         left = tuple(
-            str(entries[id].client) for id in ids if entries[id].scope == "client" and entries[id].data == "deleted"
+            client
+            for id in ids
+            if entries[id].scope == "client" and entries[id].data == "deleted"
+            if (client := str(entries[id].client)) not in self._gone
         )
         return Task.of(
             self._federation(earlier),
@@ -535,6 +539,16 @@ class Service:
     @property
     def _standing(self) -> Standing:
         return self._register.standing()
+
+    @property
+    def _ever(self) -> set[ClientId]:
+        """Clients whose data may be in the model."""
+        return self._standing.enrolled | set(self._site.federation.clients)
+
+    @property
+    def _gone(self) -> set[ClientId]:
+        """Those that are not on the list any more."""
+        return self._ever - set(self._site.federation.clients)
 
     @property
     def _opened(self) -> Opened:
