@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from fedunlearn.audits.probe import Features
+from fedunlearn.audits.recognition import Recognition
 from fedunlearn.audits.signals import Confidence
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.metered import Ledger, Metered
@@ -505,6 +506,7 @@ TRAVELLERS = [
     Evaluate(per_sample=True),
     Confidence("all", Forgotten()),
     Features(of=Retained(), batch_size=7),
+    Recognition(batch_size=7),
     Recalibrate(8),
     CrossEntropy(),
     Constant(),

@@ -9,7 +9,11 @@ import typer
 from fedunlearn.commands.advice import list_methods, recommend_methods
 from fedunlearn.commands.audits import audit_run
 from fedunlearn.commands.checkpoints import negate_checkpoint, show_layers
+from fedunlearn.commands.keys import keys
+from fedunlearn.commands.receipts import receipt
+from fedunlearn.commands.register_page import page
 from fedunlearn.commands.reproduction import reproduce_artefact
+from fedunlearn.commands.requests import requests
 from fedunlearn.commands.runs import (
     compare_runs,
     export_run,
@@ -43,6 +47,9 @@ app.command("methods")(list_methods)
 app.command("recommend")(recommend_methods)
 app.command("advise")(advise)
 app.add_typer(theory)
+requests.command("page")(page)
+for group in (requests, receipt, keys):
+    app.add_typer(group)
 
 
 def main() -> None:

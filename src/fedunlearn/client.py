@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,17 +128,31 @@ def execute(
 ) -> Reply:
     """Run a program at a client, seeded by (turn, client), its passes through networks counted.
 
+    On the CPU it computes with one thread, wherever it is executed: bits would change with the number, and the threads
+    of clients side by side get in each other's way.
+
     Raises:
         ClientError: the user's code failed: the program, a predicate, or the function that builds the network.
     """
     try:
-        with seeded(turn.seed_for(client.id, "global"), device):
+        with _one_thread(device), seeded(turn.seed_for(client.id, "global"), device):
             context = _Context(weights, turn, view.of(client), architecture, device)
             reply = program(context)
     except Exception as error:
         told = str(error) or type(error).__name__
         raise ClientError(f"client {client.id}, {turn.phase} round {turn.number}: {told}") from error
     return replace(reply, work=context.passes.work)
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Context:

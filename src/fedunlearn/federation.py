@@ -31,6 +31,7 @@ __all__ = [
     "Program",
     "Reply",
     "Retained",
+    "TooFewClients",
     "Traffic",
     "Turn",
     "Work",
@@ -267,6 +268,10 @@ class Predicate(Protocol):
 
 class ClientError(RuntimeError):
     """The user's code failed at a client; the original error is its cause, the client stands in its text."""
+
+
+class TooFewClients(RuntimeError):
+    """Fewer clients answered than a round needs; it can be tried again."""
 
 
 class Federation(Protocol):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, TypeVar
 
 import torch
 from annotated_types import Gt, Lt
@@ -14,7 +14,9 @@ from torch import Tensor
 from fedunlearn.federation import ClientId, Predicate, require_id
 from fedunlearn.randomness import generator
 
-__all__ = ["AnyOf", "ForgetClass", "ForgetClient", "ForgetInstances", "ForgetShare", "Rest"]
+__all__ = ["AnyOf", "AskedFor", "ForgetClass", "ForgetClient", "ForgetInstances", "ForgetShare", "Rest", "resolved"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -113,3 +115,60 @@ class Rest:
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         """See `Predicate`."""
         return ~self.request(client, labels)
+
+
+@dataclass(frozen=True)
+class AskedFor:
+    """What a client has asked to be forgotten, in so many words as a server may know: who asked, and which request.
+
+    Of any other client it means nothing. Which samples of its own it means only the client can say: its side puts the
+    answer in this one's place (`resolved`) before anything is computed.
+
+    Attributes:
+        client: who asked.
+        request: the request's id.
+    """
+
+    client: ClientId
+    request: str
+
+    def __post_init__(self) -> None:
+        require_id(self.client)
+
+    def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
+        """See `Predicate`.
+
+        Raises:
+            ValueError: it is asked of the client's own samples.
+        """
+        if client == self.client:
+            raise ValueError(
+                f"which samples request {self.request!r} means only client {client} can say: "
+                "run it on a federation whose clients keep an outbox"
+            )
+        return torch.zeros(labels.shape, dtype=torch.bool)
+
+
+def resolved(value: _T, client: ClientId, known: Callable[[str], Predicate]) -> _T:
+    """A predicate, or whatever holds predicates, with each `AskedFor` of a client replaced by what it means.
+
+    Args:
+        value: a predicate, a view or the like: frozen dataclasses and tuples, nested in any way.
+        client: whose; what others have asked for stays as it is, for it means none of this client's samples.
+        known: from a request's id to what it means; what it raises is raised.
+    """
+
+    def walk(item: Any) -> Any:
+        if isinstance(item, AskedFor):
+            return known(item.request) if item.client == client else item
+        if isinstance(item, tuple):
+            parts = tuple(walk(part) for part in item)
+            return parts if any(a is not b for a, b in zip(parts, item, strict=True)) else item
+        if is_dataclass(item) and not isinstance(item, type):
+            held = {field.name: getattr(item, field.name) for field in fields(item) if field.init}
+            changed = {name: walk(part) for name, part in held.items()}
+            return replace(item, **changed) if any(changed[n] is not held[n] for n in held) else item
+        return item
+
+    answer: _T = walk(value)
+    return answer

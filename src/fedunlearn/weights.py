@@ -122,9 +122,13 @@ class Weights:
         mine, theirs = {**self.parameters, **self.buffers}, {**other.parameters, **other.buffers}
         return mine.keys() == theirs.keys() and all(_same_bits(mine[name], theirs[name]) for name in mine)
 
-    def digest(self) -> str:
-        """Of names and bits of all tensors: the same for the same model, on any machine."""
-        digest = hashlib.blake2b(digest_size=16)
+    def digest(self, size: int = 16) -> str:
+        """Of names and bits of all tensors: the same for the same model, on any machine.
+
+        Args:
+            size: bytes of the BLAKE2b digest; 16 tell models apart, 32 withstand somebody who wants two alike.
+        """
+        digest = hashlib.blake2b(digest_size=size)
         for name, tensor in sorted({**self.parameters, **self.buffers}.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -258,7 +258,7 @@ BEGAN = Began(0, [ID], {}, "", "", None, {})
         ((Filed(OTHERS.statement.id, "north", OTHERS.json),), "may not file it"),
         ((Filed(CLASS.statement.id, "north", CLASS.json),), "may not file it"),
         ((Filed(SINGLE.statement.id, None, SINGLE.json),), "may not file it"),
-        ((Filed("0" * 32, "north", A.json),), f"its filer signed another id, {ID}"),
+        ((Filed("0" * 32, "north", A.json),), "its filer signed another id"),
         ((Filed(ID, "north", replace(A, signature="").json),), "it is not what its filer signed: request"),
         ((FILED, FILED), "event 2 (filed): the request .* was entered before"),
         ((BEGAN,), "event 1 (began): the request .* was not entered before"),

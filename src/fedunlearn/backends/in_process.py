@@ -134,22 +134,13 @@ class _Engine:
                 yield from pool.run((Settings.here(), program, weights, turn, view), asked[position:])
                 return
             started = time.perf_counter()
-            reply = self._here(program, weights, turn, view, self.clients[client])
+            reply = execute(program, weights, turn, view, self.clients[client], self.architecture, self.device)
             self._worked += time.perf_counter() - started
             yield client, reply
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.close()
-
-    def _here(self, program: Program, weights: Weights, turn: Turn, view: View, client: Client) -> Reply:
-        threads = torch.get_num_threads()
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)  # the same bits as in a worker
-        try:
-            return execute(program, weights, turn, view, client, self.architecture, self.device)
-        finally:
-            torch.set_num_threads(threads)
 
     def _ready_pool(self) -> Pool | None:
         """The workers, once they are worth their start and have started; until then work is done here.

@@ -3,15 +3,18 @@
     >>> encode(ForgetClass(3))[0]
     {'type': 'fedunlearn.requests:ForgetClass', 'fields': {'label': 3}}
 
-`Weights` in fields travel beside the JSON, as tensors; the JSON holds their position.
+`Weights` and tensors in fields travel beside the JSON, which holds their position among those beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from fedunlearn.importing import path_of
 from fedunlearn.weights import Weights
@@ -25,6 +28,7 @@ _VOCABULARY = (
     "fedunlearn.programs",
     "fedunlearn.audits.signals",
     "fedunlearn.audits.probe",
+    "fedunlearn.audits.recognition",
 )
 
 
@@ -32,17 +36,17 @@ class WireError(ValueError):
     """A message that cannot be sent, or that is refused."""
 
 
-def encode(value: object) -> tuple[Any, list[Weights]]:
-    """JSON of a frozen dataclass (nested ones, tuples, mappings and plain values too), and the weights in it.
+def encode(value: object) -> tuple[Any, list[Weights | Tensor]]:
+    """JSON of a frozen dataclass (nested ones, tuples, mappings and plain values too), and what goes beside it.
 
     Raises:
         WireError: it holds something that does not travel.
     """
-    weights: list[Weights] = []
-    return _encode(value, weights), weights
+    beside: list[Weights | Tensor] = []
+    return _encode(value, beside), beside
 
 
-def decode(message: Any, weights: Sequence[Weights] = (), allow: Iterable[type] = ()) -> Any:
+def decode(message: Any, beside: Sequence[Weights | Tensor] = (), allow: Iterable[type] = ()) -> Any:
     """What `encode` was given. Only programs and predicates of this package and those in ``allow`` are made.
 
     Raises:
@@ -50,10 +54,10 @@ def decode(message: Any, weights: Sequence[Weights] = (), allow: Iterable[type] 
     """
     allowed = {path_of(kind): kind for kind in allow}
     try:
-        return _decode(message, weights, allowed)
+        return _decode(message, beside, allowed)
     except WireError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except Exception as error:  # whatever a type thinks of the fields that it is given
         raise WireError(f"a malformed message: {error!r}") from error
 
 
@@ -70,35 +74,47 @@ def weights_in(value: object) -> list[Weights]:
     return []
 
 
-def _encode(value: object, weights: list[Weights]) -> Any:
+def _encode(value: object, beside: list[Weights | Tensor]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # for which JSON has no form
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, Weights):
-        weights.append(value)
-        return {"weights": len(weights) - 1}
+    if isinstance(value, (Weights, Tensor)):
+        beside.append(value)
+        return {"weights" if isinstance(value, Weights) else "tensor": len(beside) - 1}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _encode(getattr(value, f.name), weights) for f in dataclasses.fields(value) if f.init}
+        fields = {f.name: _encode(getattr(value, f.name), beside) for f in dataclasses.fields(value) if f.init}
         return {"type": path_of(type(value)), "fields": fields}
     if isinstance(value, (tuple, list)):
-        return [_encode(item, weights) for item in value]
+        return [_encode(item, beside) for item in value]
     if isinstance(value, Mapping):
-        return {"map": [[_encode(key, weights), _encode(item, weights)] for key, item in value.items()]}
+        return {"map": [[_encode(key, beside), _encode(item, beside)] for key, item in value.items()]}
     raise WireError(f"{type(value).__name__} does not travel: use a frozen dataclass of plain values and weights")
 
 
-def _decode(message: Any, weights: Sequence[Weights], allowed: Mapping[str, type]) -> Any:
+def _decode(message: Any, beside: Sequence[Weights | Tensor], allowed: Mapping[str, type]) -> Any:
     if message is None or isinstance(message, (bool, int, float, str)):
         return message
     if isinstance(message, list):
-        return tuple(_decode(item, weights, allowed) for item in message)
+        return tuple(_decode(item, beside, allowed) for item in message)
     if message.keys() == {"weights"}:
-        if not 0 <= message["weights"] < len(weights):
-            raise IndexError(message["weights"])
-        return weights[message["weights"]]
+        return _beside(message["weights"], Weights, beside)
+    if message.keys() == {"tensor"}:
+        return _beside(message["tensor"], Tensor, beside)
+    if message.keys() == {"float"}:
+        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[message["float"]]
     if message.keys() == {"map"}:
-        return {_decode(key, weights, allowed): _decode(item, weights, allowed) for key, item in message["map"]}
+        return {_decode(key, beside, allowed): _decode(item, beside, allowed) for key, item in message["map"]}
+    if message.keys() != {"type", "fields"}:
+        raise KeyError(*message)
     kind = allowed.get(message["type"]) or _own(message["type"])
-    return kind(**{name: _decode(item, weights, allowed) for name, item in message["fields"].items()})
+    return kind(**{name: _decode(item, beside, allowed) for name, item in message["fields"].items()})
+
+
+def _beside(position: int, kind: type, beside: Sequence[Weights | Tensor]) -> Weights | Tensor:
+    if not 0 <= position < len(beside) or not isinstance(beside[position], kind):
+        raise IndexError(position)
+    return beside[position]
 
 
 def _own(name: str) -> type:

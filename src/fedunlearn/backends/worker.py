@@ -53,9 +53,6 @@ class Settings:
 
 def serve(inbox: BinaryIO, outbox: BinaryIO) -> None:
     """Work until the other side hangs up."""
-    torch.set_num_threads(
-        1
-    )  # one everywhere: bits would change with the number, and two of them get in each other's way
     send(outbox, pack(("ready", None)))
     clients, program, weights, turn, view, architecture, device = (cast(Any, None),) * 7
     while True:

@@ -12,6 +12,7 @@ __all__ = [
     "Audited",
     "Began",
     "Done",
+    "Enrolled",
     "Event",
     "EventProblem",
     "Fault",
@@ -47,6 +48,18 @@ class Opened:
     clients: Mapping[str, str]
     key: str
     about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """The list of clients is another from here on: some joined, left the list, or have new keys.
+
+    Attributes:
+        clients: each client's public key, of all.
+    """
+
+    kind: ClassVar = "enrolled"
+    clients: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ class RoundDone:
         phase: "train", "unlearn" (the method's own rounds, the negation being the first) or "recover".
         number: within its phase; training rounds go on counting after an unlearning.
         unlearning: which one it belongs to; None: training.
-        model: SHA-256 of the model after it (`fedunlearn.weights.Weights.digest`).
+        model: BLAKE2b-256 of the model after it (`fedunlearn.weights.Weights.digest`).
         checkpoint: the model's file, in the register's folder.
         negations: its sign history.
         carried: further models that the method takes along, by name, each in its file.
@@ -135,9 +148,10 @@ class Began:
         unlearning: its number, from 0.
         requests: that it answers, ids.
         method: name and hyper-parameters.
-        before: SHA-256 of the model that it begins with, and ``checkpoint`` its file.
+        before: BLAKE2b-256 of the model that it begins with, and ``checkpoint`` its file.
         validation: accuracy in percent of that model on validation samples that stay: what recovery is held against.
         audit: what the audit finds of each client's samples in that model, where they are, or why nothing is known.
+        negations: that model's sign history.
     """
 
     kind: ClassVar = "began"
@@ -148,6 +162,7 @@ class Began:
     checkpoint: str
     validation: float | None
     audit: Mapping[str, Any]
+    negations: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,12 +170,13 @@ class Recovered:
     """Recovery has ended.
 
     Attributes:
-        why: "recovered": the stop rule was met; "limit": it was not, in as many rounds as were allowed.
+        why: "recovered": the stop rule was met; "limit": it was not, in as many rounds as were allowed; "nobody": no
+            client stays to recover with, so the model is a new one.
     """
 
     kind: ClassVar = "recovered"
     unlearning: int
-    why: Literal["recovered", "limit"]
+    why: Literal["recovered", "limit", "nobody"]
 
 
 @dataclass(frozen=True)
@@ -225,7 +241,19 @@ class Rotated:
 
 
 Event: TypeAlias = (
-    Opened | Filed | Refused | Acknowledged | Began | RoundDone | Recovered | Audited | Done | Fault | Waited | Rotated
+    Opened
+    | Enrolled
+    | Filed
+    | Refused
+    | Acknowledged
+    | Began
+    | RoundDone
+    | Recovered
+    | Audited
+    | Done
+    | Fault
+    | Waited
+    | Rotated
 )
 
 KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in get_args(Event)}

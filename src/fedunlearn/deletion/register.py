@@ -253,6 +253,18 @@ class Register:
             return register
 
     @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether there is a register in a folder; not, where a process was killed before it had made one.
+
+        Raises:
+            RegisterError: there is something that cannot be read.
+        """
+        if not (folder / _FILE).exists():
+            return False
+        with _told(folder), closing(_connected(folder / _FILE, "rw")) as connection:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,))
+
+    @staticmethod
     def read(folder: Path) -> ReadOnly:
         """Look at a register, without its key, also while a server writes it; nothing in the folder is written.
 
@@ -262,6 +274,11 @@ class Register:
         with reading(folder) as connection:
             head, entered, _ = _checked(folder, connection)
         return ReadOnly(folder, head, tuple(entered))
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
 
     @property
     def head(self) -> Head:

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    ECDSA,
-    SECP384R1,
-    EllipticCurvePrivateKey,
-    EllipticCurvePublicKey,
-    generate_private_key,
-)
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+try:
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric.ec import (
+        ECDSA,
+        SECP384R1,
+        EllipticCurvePrivateKey,
+        EllipticCurvePublicKey,
+        generate_private_key,
+    )
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+except ModuleNotFoundError:
+    raise ImportError("keys need the package cryptography: pip install 'fedunlearn[flower]'") from None
 
 from fedunlearn.atomic import atomic_write
 
@@ -111,6 +114,8 @@ class PublicKey:
         """Whether this key has signed ``content`` for ``purpose``; False for whatever is no signature at all."""
         try:
             raw = base64.b64decode(str(signature), validate=True)
+            if base64.b64encode(raw).decode() != signature:  # base64 has several texts for some bytes: one is ours
+                return False
             message = _message(purpose, content)
             key = serialization.load_ssh_public_key(self.text.encode())
             if isinstance(key, Ed25519PublicKey):
@@ -144,9 +149,8 @@ class SigningKey:
         """
         key = generate_private_key(SECP384R1()) if node else Ed25519PrivateKey.generate()
         made = cls(key)
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        form = serialization.PrivateFormat.OpenSSH  # the one form that a SuperNode reads
+        private = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fedunlearn.deletion.events import (
     Acknowledged,
     Audited,
     Began,
     Done,
+    Enrolled,
     Event,
+    EventProblem,
     Fault,
     Filed,
     Opened,
@@ -22,9 +24,11 @@ from fedunlearn.deletion.events import (
     Waited,
 )
 
-__all__ = ["Entry", "Standing", "Unlearning", "fold", "standing"]
+__all__ = ["Entry", "Standing", "State", "Unlearning", "fold", "standing"]
 
 State = Literal["filed", "acknowledged", "unlearning", "recovering", "verified", "done", "refused"]
+
+_RANK = {state: rank for rank, state in enumerate(get_args(State))}
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Entry:
         request: its id.
         client: whom it is about; None: a class, whoever holds it.
         scope, reason, filed, data: as in `fedunlearn.deletion.statement.Statement`; empty where it was refused unread.
-        key: public key of whoever filed it.
+        key, signature: public key and signature of whoever filed it.
         state: filed (entered), acknowledged (and its filer told), unlearning, recovering, verified (audited, or found
             that nothing can be audited), done (a receipt was issued), refused.
         times: when it came into each state, as the server's clock said.
@@ -51,6 +55,7 @@ class Entry:
     filed: str = ""
     data: str = "here"
     key: str = ""
+    signature: str = ""
     state: State = "filed"
     times: dict[str, str] = field(default_factory=dict)
     unlearning: int | None = None
@@ -58,9 +63,15 @@ class Entry:
     receipt: dict[str, Any] | None = None
 
     def into(self, state: State, at: str) -> None:
-        """Note that it is in a state now."""
-        self.state = state
-        self.times.setdefault(state, at)
+        """Note that it came into a state; it never goes back, and nothing comes after done and refused."""
+        if not self.settled and _RANK[state] > _RANK[self.state]:
+            self.state = state
+        self.times.setdefault(state, at)  # its filer may be told only when its unlearning has begun
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more becomes of it."""
+        return self.state in ("done", "refused")
 
 
 @dataclass
@@ -72,7 +83,7 @@ class Unlearning:
         rounds: its own and recovery's, in order, each with the time when it was over.
         recovered: why recovery ended; None: it has not.
         judgement: of the audit; None: there was none yet.
-        done: whether every request has its receipt.
+        done: whether every request has its receipt, or was refused after all.
     """
 
     began: Began
@@ -89,6 +100,7 @@ class Standing:
 
     Attributes:
         opened: whose register it is; None: it is empty.
+        clients: the public key of each client on the list; empty in a simulation.
         requests: by id, in the order in which they came.
         refused: those that came to nothing, also ones without an id.
         rounds: all, in order, each with the time when it was over.
@@ -97,6 +109,7 @@ class Standing:
     """
 
     opened: Opened | None = None
+    clients: dict[str, str] = field(default_factory=dict)
     requests: dict[str, Entry] = field(default_factory=dict)
     refused: list[tuple[str, Refused]] = field(default_factory=list)
     rounds: list[tuple[str, RoundDone]] = field(default_factory=list)
@@ -138,49 +151,53 @@ def fold(now: Standing, at: str, event: Event) -> None:
     """Add one event, the next in order, to where everything stands.
 
     Raises:
-        LookupError: it speaks of a request or an unlearning that nothing was said of before; ``now`` may be spoiled.
+        LookupError: it speaks of a request that nothing was said of before; ``now`` may be spoiled.
+        EventProblem: likewise of an unlearning, or it files or begins what was there already.
     """
     match event:
         case Opened():
             now.opened = event
+            now.clients = dict(event.clients)
+        case Enrolled():
+            now.clients = dict(event.clients)
         case Filed():
+            if event.request in now.requests:
+                raise EventProblem(f"request {event.request} is filed twice")
             said = event.signed["statement"]
-            entry = Entry(event.request, event.client, key=event.signed["key"])
+            entry = Entry(event.request, event.client, key=event.signed["key"], signature=event.signed["signature"])
             for name in ("scope", "reason", "filed", "data"):
                 setattr(entry, name, said[name])
             entry.into("filed", at)
             now.requests[event.request] = entry
         case Refused():
             now.refused.append((at, event))
-            if event.request in now.requests:
-                now.requests[event.request].why = event.why
-                now.requests[event.request].into("refused", at)
+            entered = now.requests.get(event.request)
+            if entered is not None and not entered.settled:
+                entered.why = event.why
+                _settle(now, entered, "refused", at)
         case Acknowledged():
-            if now.requests[event.request].state == "filed":
-                now.requests[event.request].into("acknowledged", at)
-            else:  # told later, when its unlearning had begun
-                now.requests[event.request].times.setdefault("acknowledged", at)
+            now.requests[event.request].into("acknowledged", at)
         case Began():
+            if event.unlearning != len(now.unlearnings):
+                raise EventProblem(f"unlearning {event.unlearning} begins where {len(now.unlearnings)} is the next")
             now.unlearnings.append(Unlearning(event, at))
             _each(now, event.unlearning, "unlearning", at)
         case RoundDone():
             now.rounds.append((at, event))
             if event.unlearning is not None:
-                now.unlearnings[event.unlearning].rounds.append((at, event))
+                _unlearning(now, event.unlearning).rounds.append((at, event))
                 if event.phase == "recover":
                     _each(now, event.unlearning, "recovering", at)
         case Recovered():
-            now.unlearnings[event.unlearning].recovered = event
+            _unlearning(now, event.unlearning).recovered = event
         case Audited():
-            now.unlearnings[event.unlearning].judgement = dict(event.judgement)
+            _unlearning(now, event.unlearning).judgement = dict(event.judgement)
             _each(now, event.unlearning, "verified", at)
         case Done():
-            entry = now.requests[event.request]
-            entry.receipt = dict(event.receipt)
-            entry.into("done", at)
-            if entry.unlearning is not None:
-                one = now.unlearnings[entry.unlearning]
-                one.done = all(now.requests[id].state == "done" for id in one.began.requests)
+            answered = now.requests[event.request]
+            if not answered.settled:
+                answered.receipt = dict(event.receipt)
+                _settle(now, answered, "done", at)
         case Fault():
             now.faults.append((at, event))
         case Waited():
@@ -189,7 +206,22 @@ def fold(now: Standing, at: str, event: Event) -> None:
             now.rotations.append((at, event))
 
 
+def _unlearning(now: Standing, number: int) -> Unlearning:
+    if not 0 <= number < len(now.unlearnings):  # -1 would be the last one
+        raise EventProblem(f"unlearning {number} has not begun")
+    return now.unlearnings[number]
+
+
 def _each(now: Standing, unlearning: int, state: State, at: str) -> None:
     for id in now.unlearnings[unlearning].began.requests:
         now.requests[id].unlearning = unlearning
-        now.requests[id].into(state, at)
+        if not now.requests[id].settled:
+            now.requests[id].into(state, at)
+
+
+def _settle(now: Standing, entry: Entry, state: Literal["done", "refused"], at: str) -> None:
+    """Close a request, and its unlearning with the last of them."""
+    entry.into(state, at)
+    for one in now.unlearnings:
+        if entry.request in one.began.requests:
+            one.done = all(now.requests[id].settled for id in one.began.requests)

@@ -81,10 +81,13 @@ class Statement:
         whole = all(isinstance(value, str) for value in (self.id, self.scope, self.reason, self.filed))
         if not whole or not _ID.fullmatch(self.id) or not _TIME.fullmatch(self.filed):
             raise RequestProblem("a request needs an id of 32 hexadecimal digits and a time in UTC")
-        if Scope.of(self.scope).kind == "instances" and self.client is not None:
+        scope = Scope.of(self.scope)
+        if str(scope) != self.scope:
+            raise RequestProblem(f"scope {self.scope[:80]!r}: write {scope}")
+        if scope.kind == "instances" and self.client is not None:
             raise RequestProblem("single samples are named by the client that holds them, and by nobody else")
-        if self.client is not None and not (isinstance(self.client, str) and 0 < len(self.client) <= _CLIENT):
-            raise RequestProblem(f"a client's id has 1 to {_CLIENT} characters")
+        if self.client is not None and not _is_client(self.client):
+            raise RequestProblem(f"a client's id has 1 to {_CLIENT} characters, all of which can be printed")
         if len(self.reason) > LONGEST_REASON or not self.reason.isprintable():
             raise RequestProblem(f"a reason is one line of {LONGEST_REASON} characters at most")
         if self.data not in get_args(Data):
@@ -124,7 +127,7 @@ class Signed:
         if not isinstance(content, dict) or content.keys() != {"statement", "key", "signature"}:
             raise RequestProblem("this is no signed request: file one with `fedunlearn requests new`")
         said, key, signature = content["statement"], content["key"], content["signature"]
-        if not isinstance(said, dict) or sorted(said) != sorted(names):
+        if not isinstance(said, dict) or said.keys() != set(names):
             raise RequestProblem(f"a request says {', '.join(names)}, and nothing else")
         statement = Statement(**said)
         try:
@@ -139,6 +142,10 @@ class Signed:
     def json(self) -> dict[str, Any]:
         """Plain values, for `of`."""
         return asdict(self)
+
+
+def _is_client(id: object) -> bool:
+    return isinstance(id, str) and 0 < len(id) <= _CLIENT and id.isprintable()
 
 
 def now() -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedunlearn.deletion.events import Began, Done, Event, Filed, Opened, Rotated
+from fedunlearn.deletion.events import Began, Done, Enrolled, Event, Filed, Opened, Rotated
 from fedunlearn.deletion.register import Head, RegisterError, Row, reading, rows, stored_head, succeeded
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, canonical
 from fedunlearn.deletion.standing import Standing, fold
@@ -87,7 +87,7 @@ class _Looking:
         hashes: of the events so far, by number.
         last: number of the last event.
         servers: the server's keys, in the order in which they signed.
-        opened: the first event.
+        clients: the list of clients in force, with their keys.
         filed: ids of requests that were entered.
         begun: ids of requests that an unlearning has begun to answer.
         receipts: those that were issued, by the request's id.
@@ -99,7 +99,7 @@ class _Looking:
     hashes: dict[int, str] = field(default_factory=dict)
     last: int = -1
     servers: list[PublicKey] = field(default_factory=list)
-    opened: Opened | None = None
+    clients: Mapping[str, str] = field(default_factory=dict)
     filed: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
     receipts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -209,6 +209,8 @@ class _Looking:
         match event:
             case Opened():
                 yield from self._open(event)
+            case Enrolled():
+                self.clients = event.clients
             case Rotated():
                 yield from self._rotate(event)
             case Filed():
@@ -225,9 +227,9 @@ class _Looking:
                 yield "it does not fit those before it"
 
     def _open(self, event: Opened) -> Iterator[str]:
-        if self.opened is not None:
+        if self.servers:
             return
-        self.opened = event
+        self.clients = event.clients
         try:
             self.servers.append(PublicKey.of(str(event.key)))
         except KeyProblem as error:
@@ -259,7 +261,7 @@ class _Looking:
             )
 
     def _entitled(self, event: Filed, signed: Signed) -> bool:
-        clients = self.opened.clients if self.opened else None
+        clients = self.clients
         if not clients:
             return True  # a simulation, whose nodes are not known by keys
         if signed.key in {key.text for key in self.servers}:

@@ -1,0 +1,404 @@
+"""A folder in which whoever asks keeps their requests, what only they know of them, and the server's answers.
+
+Of a request ``ID`` it holds ``ID.json``, signed, which is sent; ``ID.instances.json``, which samples are meant, which
+never leaves the folder; and ``ID.answer.json``, the server's last answer. A request is there once ``ID.json`` is, which
+is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, get_args
+
+from filelock import FileLock
+
+from fedunlearn.atomic import atomic_write, write_json
+from fedunlearn.deletion.signing import SigningKey
+from fedunlearn.deletion.standing import State
+from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, Statement
+
+__all__ = ["MOST_AT_ONCE", "MOST_INSTANCES", "Answer", "Filing", "Meant", "Outbox", "OutboxError", "Posted", "desk"]
+
+MOST_INSTANCES = 10_000_000
+"""Samples of one request."""
+MOST_AT_ONCE = 1000
+"""Requests of one message."""
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_SETTLED = ("done", "refused")
+_LONGEST_REQUEST = 65_536  # bytes
+_LONGEST_ANSWER = 8_388_608  # a receipt is in it
+_LONGEST_LIST = 20 * MOST_INSTANCES
+_DIGITS = 15  # of the largest index
+_LONGEST_WHY = 2000  # characters
+
+
+class OutboxError(ValueError):
+    """An outbox cannot do what is asked, or holds what it must not; the sentence says what to do."""
+
+
+@dataclass(frozen=True)
+class Filing:
+    """What came of filing.
+
+    Attributes:
+        id: of the request.
+        again: it had been filed before, and this is that one.
+    """
+
+    id: str
+    again: bool
+
+
+@dataclass(frozen=True)
+class Meant:
+    """What a request is about, as only its filer knows.
+
+    Attributes:
+        scope: ``client``, ``class:3`` or ``instances``.
+        instances: places of the samples in the filer's own data, from 0, sorted; empty in the other scopes, and where
+            the samples are deleted already: none of those that are left is meant.
+    """
+
+    scope: str
+    instances: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server says of a request.
+
+    Attributes:
+        request: its id.
+        state: in which it is.
+        why: it was refused; else empty.
+        receipt: in full, of one that is done; else None.
+    """
+
+    request: str
+    state: State
+    why: str
+    receipt: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, content: Any) -> Answer:
+        """Read what `json` gives, from wherever it comes.
+
+        Raises:
+            OutboxError: it is no answer.
+        """
+        if not isinstance(content, dict) or content.keys() != {"request", "state", "why", "receipt"}:
+            raise OutboxError("an answer has a request, a state, a why and a receipt, and nothing else")
+        answer = cls(**content)
+        if not isinstance(answer.request, str) or not _ID.fullmatch(answer.request):
+            raise OutboxError("an answer names its request by 32 hexadecimal digits")
+        if not isinstance(answer.state, str) or answer.state not in get_args(State):
+            raise OutboxError(f"an answer's state is one of {', '.join(get_args(State))}")
+        if not isinstance(answer.why, str) or len(answer.why) > _LONGEST_WHY:
+            raise OutboxError(f"an answer's why is a text of {_LONGEST_WHY} characters at most")
+        if not (isinstance(answer.receipt, dict) if answer.state == "done" else answer.receipt is None):
+            raise OutboxError("an answer bears a receipt if its request is done, and else none")
+        return answer
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Plain values, for `of`."""
+        return {"request": self.request, "state": self.state, "why": self.why, "receipt": self.receipt}
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in _SETTLED
+
+
+@dataclass(frozen=True)
+class Posted:
+    """A request in the outbox, with the server's last answer; None: there was none yet."""
+
+    signed: Signed
+    answer: Answer | None
+
+    @property
+    def state(self) -> str:
+        """As the server last said; "not sent" before it said anything."""
+        return "not sent" if self.answer is None else self.answer.state
+
+
+class Outbox:
+    """A node's requests, or an operator's.
+
+    Args:
+        folder: made when the first request is filed, for the owner's eyes only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file(
+        self, scope: str, reason: str, key: SigningKey, *, client: str | None = None, deleted: bool = False
+    ) -> Filing:
+        """Sign a request and keep it until the server has answered it.
+
+        One that this key has filed before, of the same scope, client and samples, and that was not refused, is not
+        filed again.
+
+        Args:
+            scope: ``client``, ``class:3``, or ``instances:FILE`` with the samples' places in the node's data, from 0:
+                a JSON list, or one a line.
+            reason: one line.
+            key: a node's, or the server's for an operator's request.
+            client: whom it is about, where the operator files it.
+            deleted: whether the samples are gone from the node's data already, so that nothing can be audited.
+
+        Raises:
+            RequestProblem: the scope, the reason or the client is not as it must be.
+            OutboxError: the list of samples is not, or the folder cannot be written, or is open to others.
+        """
+        kind, _, file = scope.partition(":")
+        if kind == "instances" and not file:
+            raise OutboxError("say which samples: instances:FILE, a file with their places, one a line")
+        about = Scope.of("instances" if kind == "instances" else scope)
+        instances = _listed(Path(file)) if kind == "instances" else ()
+        statement = Statement.make(about, reason, client=client, data="deleted" if deleted else "here")
+        self._make()
+        with self._writing():
+            if (first := self._same(statement, key.public.text, instances)) is not None:
+                return Filing(first, again=True)
+            if kind == "instances":
+                self._write_private(statement.id, instances)
+            write_json(self._request(statement.id), Signed.by(key, statement).json)
+        return Filing(statement.id, again=False)
+
+    def exchange(self, answers: Sequence[Any]) -> list[dict[str, Any]]:
+        """Keep the server's answers, and give it what is not settled.
+
+        What is no answer, or answers nothing that was filed here, is left alone: a server's mistake must not keep a
+        node from asking. So is a request's file that somebody has damaged; `entries` tells of it.
+
+        Args:
+            answers: plain values, as `Answer.json` gives them.
+
+        Returns:
+            The oldest requests that are neither done nor refused, `MOST_AT_ONCE` at most, as `Signed.json` gives them.
+
+        Raises:
+            OutboxError: the folder cannot be written.
+        """
+        if answers and self.folder.is_dir():
+            with self._writing():
+                for content in answers[:MOST_AT_ONCE]:
+                    self._keep(content)
+        open_ones = []
+        for id in self._ids():
+            try:
+                answer = self._answer(id)
+                if answer is None or not answer.settled:
+                    open_ones.append(self._signed(id))
+            except OutboxError:
+                continue
+        return [signed.json for signed in sorted(open_ones, key=_age)[:MOST_AT_ONCE]]
+
+    def meant(self, request: str) -> Meant:
+        """What a request is about.
+
+        Raises:
+            OutboxError: it was not filed here, or its file is damaged.
+        """
+        signed = self._signed(request)
+        gone = signed.statement.data == "deleted"
+        return Meant(signed.statement.scope, () if gone else self._named(signed))
+
+    def entries(self) -> list[Posted]:
+        """All requests, oldest first.
+
+        Raises:
+            OutboxError: a file is damaged.
+        """
+        oldest_first = sorted(map(self._signed, self._ids()), key=_age)
+        return [Posted(signed, self._answer(signed.statement.id)) for signed in oldest_first]
+
+    def _same(self, statement: Statement, key: str, instances: tuple[int, ...]) -> str | None:
+        """The request that asks for the same, and was not refused."""
+        for id in self._ids():
+            said = _json(self._request(id), _LONGEST_REQUEST)
+            if not _asks(said, statement, key):  # else every signature would be checked
+                continue
+            answer = self._answer(id)
+            if self._named(self._signed(id)) == instances and (answer is None or answer.state != "refused"):
+                return id
+        return None
+
+    def _ids(self) -> list[str]:
+        return [path.stem for path in self.folder.glob("*.json") if _ID.fullmatch(path.stem)]
+
+    def _signed(self, id: str) -> Signed:
+        if not isinstance(id, str) or not _ID.fullmatch(id) or not self._request(id).exists():
+            raise OutboxError(f"request {str(id)[:40]!r} was not filed here, in {self.folder}")
+        path = self._request(id)
+        try:
+            signed = Signed.of(_json(path, _LONGEST_REQUEST))
+        except RequestProblem as error:
+            raise OutboxError(f"{path} is damaged ({error}): move it away, and file the request again") from None
+        if signed.statement.id != id:
+            raise OutboxError(f"{path} holds request {signed.statement.id}: move it away, and file the request again")
+        return signed
+
+    def _named(self, signed: Signed) -> tuple[int, ...]:
+        if signed.statement.scope != "instances":
+            return ()
+        path = self._instances(signed.statement.id)
+        listed = _json(path, _LONGEST_LIST)
+        if not isinstance(listed, list):
+            raise OutboxError(f"{path} is no list of samples: restore it from a backup")
+        return _checked(listed, path)
+
+    def _answer(self, id: str) -> Answer | None:
+        path = self._answered(id)
+        if not path.exists():
+            return None
+        try:
+            return Answer.of(_json(path, _LONGEST_ANSWER))
+        except OutboxError as error:
+            raise OutboxError(f"{path} is no answer ({error}): remove it, and the server will say it again") from None
+
+    def _keep(self, content: Any) -> None:
+        try:
+            answer = Answer.of(content)
+            text = json.dumps(answer.json, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, TypeError, RecursionError):  # no answer, or none that could be written down
+            return
+        if len(text) > _LONGEST_ANSWER or not self._request(answer.request).exists():
+            return
+        try:
+            last = self._answer(answer.request)
+        except OutboxError:
+            last = None
+        if last is None or (not last.settled and last != answer):
+            with atomic_write(self._answered(answer.request)) as file:
+                file.write(text)
+
+    def _write_private(self, id: str, instances: tuple[int, ...]) -> None:
+        with atomic_write(self._instances(id)) as file:
+            if os.name == "posix":
+                os.fchmod(file.fileno(), 0o600)
+            file.write(json.dumps(instances).encode())
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = self.folder.stat().st_mode
+        except OSError as error:
+            raise OutboxError(f"the outbox {self.folder} cannot be made: {error.strerror or error}") from None
+        if os.name == "posix" and mode & 0o077:
+            raise OutboxError(f"others can look into the outbox {self.folder}: chmod 700 {self.folder}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One process at a time, or two could file the same, or take an answer back."""
+        try:
+            with FileLock(self.folder / ".lock"):
+                yield
+        except OSError as error:
+            raise OutboxError(f"the outbox {self.folder} cannot be written: {error.strerror or error}") from None
+
+    def _request(self, id: str) -> Path:
+        return self.folder / f"{id}.json"
+
+    def _instances(self, id: str) -> Path:
+        return self.folder / f"{id}.instances.json"
+
+    def _answered(self, id: str) -> Path:
+        return self.folder / f"{id}.answer.json"
+
+
+def desk(register: Path) -> Outbox:
+    """Where an operator files: a running server holds its register's lock, and takes from here at the next round."""
+    return Outbox(register / "desk")
+
+
+def _age(signed: Signed) -> tuple[str, str]:
+    return signed.statement.filed, signed.statement.id
+
+
+def _asks(said: Any, statement: Statement, key: str) -> bool:
+    """Whether a request's file, which nobody has checked yet, asks for the same."""
+    asked = said.get("statement") if isinstance(said, dict) else None
+    return (
+        isinstance(asked, dict)
+        and said.get("key") == key
+        and asked.get("scope") == statement.scope
+        and asked.get("client") == statement.client
+    )
+
+
+def _read(path: Path, longest: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(longest + 1)
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise OutboxError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(raw) > longest:
+        raise OutboxError(f"{path} is longer than {longest} bytes")
+    return raw
+
+
+def _json(path: Path, longest: int) -> Any:
+    return _parsed(_read(path, longest), path)
+
+
+def _parsed(text: str | bytes, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise OutboxError(f"{path} is no JSON: {error}") from None
+
+
+def _listed(path: Path) -> tuple[int, ...]:
+    """Places of samples from a user's file."""
+    try:
+        text = _read(path, _LONGEST_LIST).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise OutboxError(f"{path} is no text: write one sample's place a line, from 0") from None
+    if text.lstrip().startswith("["):
+        return _checked(_parsed(text, path), path)
+    return _places(((f"line {number}", _place(word)) for number, word in _words(text)), path)
+
+
+def _words(text: str) -> Iterator[tuple[int, str]]:
+    """What stands on each line that is not empty, with the line's number."""
+    stripped = ((number, line.strip()) for number, line in enumerate(StringIO(text), 1))
+    return ((number, word) for number, word in stripped if word)
+
+
+def _place(word: str) -> Any:
+    """The number, or the word itself, which is none."""
+    return int(word) if word.isascii() and word.isdecimal() and len(word) <= _DIGITS else word
+
+
+def _checked(listed: list[Any], path: Path) -> tuple[int, ...]:
+    return _places(((f"entry {number}", place) for number, place in enumerate(listed, 1)), path)
+
+
+def _places(listed: Iterable[tuple[str, Any]], path: Path) -> tuple[int, ...]:
+    """The places, sorted, from each with where it stands in the file."""
+    seen: set[int] = set()
+    for where, place in listed:
+        if type(place) is not int or not 0 <= place < 10**_DIGITS:  # True is an int as well
+            raise OutboxError(
+                f"{path}, {where}: {str(place)[:40]!r} is no whole number from 0, of {_DIGITS} digits at most"
+            )
+        if place in seen:
+            raise OutboxError(f"{path}, {where}: sample {place} was named before; name each once")
+        seen.add(place)
+        if len(seen) > MOST_INSTANCES:
+            raise OutboxError(f"{path} names more than {MOST_INSTANCES} samples: file several requests")
+    if not seen:
+        raise OutboxError(f"{path} names no sample: write one's place a line, from 0")
+    return tuple(sorted(seen))
