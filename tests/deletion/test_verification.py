@@ -122,6 +122,7 @@ def test_a_cut_off_end_is_found(story: list[str], data: st.DataObject) -> None:
         left = data.draw(st.integers(1, len(rows) - 1))
         altered(changed, rows[:left])
         assert f"the head speaks of {len(rows)} events, and the register has {left}" in problems(changed)[0]
+        assert refuses_to_open(changed)
         altered(changed, count=left, hash=rows[left - 1][4])  # as good as anybody without the key can
         assert problems(changed)[0].startswith(f"the head is not signed by the server's key {KEY.public.fingerprint}")
         assert refuses_to_open(changed)
