@@ -289,7 +289,7 @@ _SHAPE = {
     },
     "recovery": {
         "rounds": _COUNT,
-        "ended": _OneOf(("recovered", "limit")),
+        "ended": _OneOf(("recovered", "limit", "nobody")),
         "validation": {"before": _MAYBE_PERCENT, "after": _MAYBE_PERCENT},
     },
     "rounds": [
@@ -362,13 +362,20 @@ def _unfit(value: Any, shape: Any, where: str) -> str | None:
     return None
 
 
+_ENDED = {
+    "recovered": "the stop rule was met",
+    "limit": "as many rounds as were allowed",
+    "nobody": "nobody stays to recover with",
+}
+
+
 def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     request, answered, recovery = content["request"], content["answered"], content["recovery"]
     costs, register, weights = content["costs"], content["register"], content["answered"]["weights"]
     whom = "whoever holds it" if request["client"] is None else f"client {request['client']}"
     others = f", together with {answered['others']} more" if answered["others"] else ""
     before, after = (_percent(recovery["validation"][name]) for name in ("before", "after"))
-    why = "the stop rule was met" if recovery["ended"] == "recovered" else "as many rounds as were allowed"
+    why = _ENDED[recovery["ended"]]
     took = {client for done in content["rounds"] for client in done["took part"]}
     absent = sum(len(done["absent"]) for done in content["rounds"])
     return [
