@@ -57,6 +57,7 @@ class Hospitals:
     keys: dict[str, SigningKey] = field(default_factory=dict)
     grid: Any = None
     book: Any = None
+    guests: tuple[str, ...] = ()  # further nodes, each with a folder and a key
 
     def __post_init__(self) -> None:
         for name in ("server", *self.names):
@@ -93,7 +94,9 @@ class Hospitals:
 
     def service(self, plan: Plan = PLAN, *, keep: bool = False, deadline: float = 20.0, fewest: int = 1) -> Service:
         """A server, as it starts."""
-        self.grid = LocalGrid(self.app(), [{"name": name} for name in self.names], hook=self.hook, keep=keep)
+        self.grid = LocalGrid(
+            self.app(), [{"name": name} for name in (*self.names, *self.guests)], hook=self.hook, keep=keep
+        )
         architecture = Architecture(SmallNet)
         roster = {name: self.keys[name].public.text for name in self.names}
         key = self.keys["server"]

@@ -171,7 +171,7 @@ class Recovered:
 
     Attributes:
         why: "recovered": the stop rule was met; "limit": it was not, in as many rounds as were allowed; "nobody": no
-            client stays to recover with, so the model is a new one.
+            client stays to recover with; where none stayed from the beginning, the model is a new one.
     """
 
     kind: ClassVar = "recovered"

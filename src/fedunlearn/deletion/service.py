@@ -38,7 +38,7 @@ from fedunlearn.deletion.events import (
     RoundDone,
     Waited,
 )
-from fedunlearn.deletion.outbox import desk
+from fedunlearn.deletion.outbox import OutboxError, desk
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import PublicKey, SigningKey, sha256
 from fedunlearn.deletion.standing import Entry, Standing, Unlearning
@@ -51,7 +51,7 @@ from fedunlearn.importing import path_of
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import NeedsError
-from fedunlearn.programs import LocalTraining
+from fedunlearn.programs import Evaluate, LocalTraining
 from fedunlearn.randomness import stable_seed
 from fedunlearn.requests import AnyOf, AskedFor, ForgetClass, ForgetClient, Rest
 from fedunlearn.rounds import Round, fedavg
@@ -153,6 +153,7 @@ class Service:
         self._initial = initial or architecture.fresh(plan.seed)
         self._desk = desk(register.folder)
         self._ledger, self._attended = Ledger(), dict[ClientId, int]()
+        self._unusable: list[tuple[ClientId, str]] = []  # answers, and why
         self._asking: dict[ClientId, set[str]] = {}  # what each filer has not been told the end of
         self._told: dict[str, str] = {}
         self._refused: set[str] = set()
@@ -215,6 +216,7 @@ class Service:
                 last = self._standing.last
                 phase, number = (last.phase, last.number) if last else ("train", -1)
                 self._append(*self._faults(phase, number + 1), Waited(phase, number + 1, str(error)))
+                self._since_look = self._plan.every  # who is where may have changed
                 told = str(error)
         raise ServiceError(f"{told}, {self._plan.tries} times: start the server again once they are there, it goes on")
 
@@ -229,9 +231,10 @@ class Service:
             self._go_on(standing.current)
         elif standing.waiting:
             self._begin(standing.waiting)
-        elif standing.trained < self._plan.rounds:
+        elif standing.trained < self._plan.rounds and self._staying().clients:
             self._train()
         else:
+            self._since_look = self._plan.every
             return False
         return True
 
@@ -244,7 +247,10 @@ class Service:
             if attempt and not answers:
                 return
             filed = dict(self._site.exchange({filer: told for filer, told in answers.items() if filer}))
-            filed[_OPERATOR] = self._desk.exchange(list(answers.get(_OPERATOR, ())))
+            try:
+                filed[_OPERATOR] = self._desk.exchange(list(answers.get(_OPERATOR, ())))
+            except OutboxError as error:
+                raise ServiceError(f"{error}: make room, or let this user write there, then start again") from None
             self._note_told([answer for filer in filed for answer in answers.get(filer, ())])
             self._asking = {filer: set[str]() for filer in filed}
             for filer, statements in filed.items():
@@ -335,7 +341,7 @@ class Service:
     # Rounds
 
     def _train(self) -> None:
-        number, federation = self._standing.trained, self._federation(self._standing.requests.values())
+        number, federation = self._standing.trained, self._staying()
         rounds = fedavg(federation, self.weights, self._plan.training, self._plan.seed, "train", number)
         self._round("train", None, timed("train", rounds), federation)
 
@@ -389,21 +395,21 @@ class Service:
             last = Step("unlearn", self._resumed(rounds[-1]), 0.0) if rounds else None
             if self._round("unlearn", began.unlearning, unlearning(method, task, last), task.retained):
                 return
-        if why := self._ended(current, recovery, task):
+        # What has been asked since this unlearning began is left out from now on; its own unlearning comes next.
+        retained = self._staying()
+        if why := self._ended(current, recovery, retained):
             self._append(Recovered(began.unlearning, why))
             self._prune()
             return
-        # What has been asked since this unlearning began is left out from now on; its own unlearning comes next.
-        retained = self._federation(self._standing.requests.values())
         last = Step("recover" if recovery else "unlearn", self._resumed(rounds[-1]), 0.0) if rounds else None
         steps = recovering(method, replace(task, retained=retained), self._plan.most, last)
         self._round("recover", began.unlearning, steps, retained)
 
     def _ended(
-        self, current: Unlearning, recovery: Sequence[RoundDone], task: Task
+        self, current: Unlearning, recovery: Sequence[RoundDone], retained: Federation
     ) -> Literal["recovered", "limit", "nobody"] | None:
         """Why recovery is over, if it is."""
-        if not task.retained.clients:
+        if not retained.clients:
             return "nobody"
         values = [done.validation for done in recovery if done.validation is not None]
         if self._plan.stop.position(current.began.validation, values) is not None:
@@ -457,6 +463,7 @@ class Service:
                 validation,
             ),
             *faults,
+            *self._faults(phase, done.number),  # of the measurement
         )
         self._since_look += 1
         self._prune()
@@ -495,9 +502,13 @@ class Service:
 
     # What is computed on
 
+    def _staying(self) -> Federation:
+        """All clients, without all that was ever asked to be forgotten."""
+        return self._federation(self._standing.requests.values())
+
     def _federation(self, leaving_out: Iterable[Entry]) -> Federation:
         """All clients, without what these requests are about; metered, and sampled if the plan says so."""
-        federation: Federation = Metered(_Attended(self._site.federation, self._attended), self._ledger)
+        federation: Federation = Metered(_Attended(self._site.federation, self._attended, self._unusable), self._ledger)
         if self._plan.participation < 1:
             federation = Sampled(federation, self._plan.participation)
         predicates = tuple(_predicate(entry) for entry in leaving_out if entry.state != "refused")
@@ -561,12 +572,17 @@ class Service:
             self._register.append(*events)
 
     def _faults(self, phase: str, number: int) -> list[Fault]:
-        return [Fault(client, what, detail, phase, number) for client, what, detail in self._site.faults()]
+        unusable = [(client, "malformed", why) for client, why in self._unusable]
+        self._unusable.clear()
+        return [Fault(*what, phase, number) for what in (*self._site.faults(), *unusable)]
 
     def _save(self, weights: Weights, name: str = "model") -> str:
         """Write a model; the event that names its file comes after it."""
         file = f"{self._register.head.count:08d}-{name}.safetensors"
-        save_weights(weights, self._register.checkpoints / file)
+        try:
+            save_weights(weights, self._register.checkpoints / file)
+        except CheckpointError as error:
+            raise ServiceError(f"{error}: make room, or let this user write there, then start again") from None
         return file
 
     def _loaded(self, file: str, digest: str) -> Weights:
@@ -607,24 +623,44 @@ class Service:
 
 
 class _Attended(Wrapper):
-    """Notes who answers, with how many samples."""
+    """Notes who answers, with how many samples, and leaves out what a round can do nothing with."""
 
-    def __init__(self, inner: Federation, samples: dict[ClientId, int]) -> None:
+    def __init__(self, inner: Federation, samples: dict[ClientId, int], unusable: list[tuple[ClientId, str]]) -> None:
         super().__init__(inner)
-        self._samples = samples
+        self._samples, self._unusable = samples, unusable
 
     def around(self, inner: Federation) -> Self:
         """See `Wrapper.around`."""
-        return type(self)(inner, self._samples)
+        return type(self)(inner, self._samples, self._unusable)
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
-        """See `Federation.run`."""
+        """See `Federation.run`.
+
+        Raises:
+            TooFewClients: at the end, where there were answers, and none with a model behind which there is a sample.
+        """
+        answered, samples = 0, 0
         for client, reply in self.inner.run(program, weights, turn, clients):
+            answered += 1
+            if why := _why_unusable(program, turn, reply):
+                self._unusable.append((client, why))
+                continue
             if turn.phase != "evaluate":
                 self._samples[client] = reply.samples
+            samples += reply.samples
             yield client, reply
+        if turn.phase != "evaluate" and answered and not samples:
+            raise TooFewClients(f"{answered} clients answered, none with a model that was trained on a sample")
+
+
+def _why_unusable(program: Program, turn: Turn, reply: Reply) -> str | None:
+    if turn.phase != "evaluate" and reply.weights is None:
+        return "an answer without a model"
+    if isinstance(program, Evaluate) and reply.samples and not 0 <= reply.metrics.get("accuracy", -1.0) <= 1:
+        return "an answer without an accuracy from 0 to 1"
+    return None
 
 
 def _predicate(entry: Entry) -> Predicate:
