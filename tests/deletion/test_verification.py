@@ -366,6 +366,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return made
 
 
+def test_a_file_of_which_sqlite_cannot_even_say_what_is_wrong_is_one_sentence(whole: Written, tmp_path: Path) -> None:
+    raw = (whole.folder / "register.sqlite").read_bytes()
+    table = raw.index(b"eventsevents")  # the schema's row: a table's name, twice
+    (tmp_path / "register.sqlite").write_bytes(raw[:table] + b"event\xfeevent\xfe" + raw[table + 12 :])
+    assert "is damaged" in problems(tmp_path)[0]
+    assert refuses_to_open(tmp_path)
+
+
 def test_a_folder_without_a_register_is_one_sentence(tmp_path: Path) -> None:
     assert problems(tmp_path)[0].startswith(f"there is no register in {tmp_path}")
     (tmp_path / "register.sqlite").write_bytes(b"")
