@@ -272,7 +272,7 @@ def test_unlearnings(text: str, settled: str) -> None:
     assert said.endswith(
         "Unlearning 0 traces found One of 2 clients found traces. "
         "Asked by hospital-2 (client), whoever holds it (class:3) Began 2026-11-30 18:02:10 UTC, after 6 rounds "
-        'Method NoT (layers: ["conv1"]) Layers negated conv1.weight, conv1.bias '
+        'Method NoT(layers=["conv1"]) Layers negated conv1.weight, conv1.bias '
         "Accuracy before 82.0 % Accuracy after 80.5 % Recovery 3 rounds; its stop rule was met "
         "Sent 9 kB down, 4.5 kB up Passes 3,200 samples forward, 1,600 backward Time 10.0 s in rounds"
     )

@@ -13,7 +13,7 @@ from typing import Any, Protocol, get_args
 
 from fedunlearn.amounts import scaled, tell_bytes
 from fedunlearn.atomic import write_json
-from fedunlearn.deletion.events import RoundDone
+from fedunlearn.deletion.events import RoundDone, tell_method
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey, canonical
 from fedunlearn.deletion.standing import Entry, Standing, State, Unlearning
 
@@ -369,7 +369,7 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Reason", request["reason"] or "none given"),
         ("Filed", f"{request['filed']}, with the key {request['key']}"),
         *((f"  {state}", content["times"][state]) for state in get_args(State) if state in content["times"]),
-        ("Answered", f"unlearning {answered['unlearning']}{others}, by {_method(answered['method'])}"),
+        ("Answered", f"unlearning {answered['unlearning']}{others}, by {tell_method(answered['method'])}"),
         ("Negated", _layers(answered["layers"])),
         ("  before", _layers(answered["signs"]["before"])),
         ("  after", _layers(answered["signs"]["after"])),
@@ -397,18 +397,6 @@ def _accuracies(clients: Any) -> Iterator[str]:
             yield f"{new['members']} samples of client {client}: right about {right}; {unseen}"
         except (KeyError, TypeError, ValueError):
             continue
-
-
-def _method(method: Mapping[str, Any]) -> str:
-    """As one would write it in Python, or nearly."""
-    options = (f"{name}={_value(value)}" for name, value in method.get("options", {}).items())
-    return f"{method.get('name')}({', '.join(options)})"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict) and "type" in value:
-        return str(value["type"]).rpartition(":")[2]
-    return json.dumps(value)
 
 
 def _priced(costs: Mapping[str, Any]) -> str:
