@@ -156,7 +156,6 @@ class Service:
         self._unusable: list[tuple[ClientId, str]] = []  # answers, and why
         self._asking: dict[ClientId, set[str]] = {}  # what each filer has not been told the end of
         self._told: dict[str, str] = {}
-        self._refused: set[str] = set()
         self._since_look = plan.every
         for name, value in self.about(plan, self._initial).items():
             if (before := self._opened.about.get(name)) != value:
@@ -276,9 +275,14 @@ class Service:
 
     def _note_told(self, answers: Sequence[Mapping[str, Any]]) -> None:
         self._told |= {answer["request"]: answer["state"] for answer in answers}
-        requests = self._standing.requests
-        new = [id for answer in answers if "acknowledged" not in requests[id := answer["request"]].times]
-        self._append(*(Acknowledged(id) for id in new if requests[id].state != "refused"))
+        entered = [self._standing.requests.get(answer["request"]) for answer in answers]  # but for the refused
+        self._append(
+            *(
+                Acknowledged(entry.request)
+                for entry in entered
+                if entry is not None and entry.state != "refused" and "acknowledged" not in entry.times
+            )
+        )
 
     def _enter(self, filer: ClientId, content: Any) -> None:
         """Enter a request, once; or refuse it."""
@@ -326,16 +330,16 @@ class Service:
 
     def _refuse(self, filer: ClientId, content: Any, why: str) -> None:
         """Write a refusal down, once, and not without end where a node files nonsense."""
-        fingerprint = sha256([filer, repr(content)[:10_000]])
-        refused = self._standing.refused
-        if fingerprint in self._refused or sum(r.client == filer for _, r in refused) >= _MOST_FILED:
-            return
-        self._refused.add(fingerprint)
         said = content.get("statement") if isinstance(content, dict) else None
         id = said.get("id") if isinstance(said, dict) else None
-        unknown = not (isinstance(id, str) and len(id) == 32) or id in self._standing.requests
-        self._append(Refused("" if unknown else str(id), filer or None, why))
-        if not unknown:
+        known = isinstance(id, str) and len(id) == 32 and id not in self._standing.requests
+        refusal = Refused(str(id) if known else "", filer or None, why)
+        before = [other for _, other in self._standing.refused if other.client == refusal.client]
+        if refusal not in before:
+            if len(before) >= _MOST_FILED:
+                return
+            self._append(refusal)
+        if known:
             self._asking[filer].add(str(id))
 
     # Rounds
@@ -384,12 +388,7 @@ class Service:
     def _unlearn_or_recover(self, current: Unlearning) -> None:
         began, rounds = current.began, [done for _, done in current.rounds]
         task = self._task(began.unlearning, began.requests, self._loaded(began.checkpoint, began.before))
-        method = self._method(task)
-        if _described(method) != began.method:
-            raise ServiceError(
-                f"unlearning {began.unlearning} began with {began.method}: "
-                "start the server with that method until it is done"
-            )
+        method = self._begun(began)
         recovery = [done for done in rounds if done.phase == "recover"]
         if not recovery:
             last = Step("unlearn", self._resumed(rounds[-1]), 0.0) if rounds else None
@@ -544,6 +543,16 @@ class Service:
         except NeedsError:
             return NoT()
         return self._plan.method
+
+    def _begun(self, began: Began) -> Method:
+        """The method that an unlearning began with, whoever has come or gone since."""
+        for method in (self._plan.method, NoT(), Retrain()):
+            if _described(method) == began.method:
+                return method
+        raise ServiceError(
+            f"unlearning {began.unlearning} began with {began.method}: start the server with that method until it is "
+            "done"
+        )
 
     # What is kept
 
