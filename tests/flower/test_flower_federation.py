@@ -171,6 +171,21 @@ def test_of_an_instance_wise_request_one_client_is_asked_for_one_number(
     assert federation.where(AskedFor("1", "a" * 32)).clients == ("1",)
 
 
+def test_a_view_that_is_made_again_is_not_counted_again() -> None:
+    silent = Counted("1", 1, lambda message: None)
+    grid = local_grid(keep=True, hook=silent)
+    federation = over_flower(grid, deadline=0.2)
+    assert federation.where(ForgetClass(1)).clients == ("0", "1", "2", "3")
+    grid.sent.clear()
+    assert federation.where(ForgetClass(1)).clients == ("0", "1", "2", "3")
+    assert len(grid.sent) == 2  # of the one who had not answered
+    assert federation.where(ForgetClass(1)).clients == ("0", "1", "2", "3")
+    assert federation.where(ForgetClass(1)).marking(ForgetClass(1)).clients == ("0", "1", "2", "3")
+    assert len(grid.sent) == 2
+    assert federation.where(Rest(ForgetClass(1))).clients == ("0", "1", "2", "3")
+    assert len(grid.sent) == 10
+
+
 def test_views_of_classes_are_what_they_are_on_one_machine() -> None:
     def only_class_one(context: Any) -> Any:
         x, y = samples(context)

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -100,8 +100,8 @@ class Flower:
     def clients(self) -> tuple[ClientId, ...]:
         """See `Federation.clients`.
 
-        Whom a view empties is plain from most predicates. The others are asked for their number of samples, once a
-        view; who gives no answer counts as present.
+        Whom a view empties is plain from most predicates. The others are asked for their number of samples, once,
+        however often a view of the same samples is made; who gives no answer counts as present.
         """
         there = {client: _held(self._view, client) for client in self._link.nodes}
         undecided = [client for client, held in there.items() if held is None]
@@ -147,6 +147,7 @@ class _Link:
     fewest: int
     limits: Limits | None
     faults: Callable[[Fault], None] | None
+    held: list[tuple[ClientId, tuple[Predicate, ...], bool]] = field(default_factory=list)  # predicates have no hash
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, view: View, asked: Sequence[ClientId]
@@ -172,11 +173,15 @@ class _Link:
 
     def counted(self, view: View, asked: Sequence[ClientId]) -> dict[ClientId, bool]:
         """Whether clients have a training sample in a view."""
+        there = {client: held for client, keeps, held in self.held if client in asked and keeps == view.keeps}
+        asked = [client for client in asked if client not in there]
         turn = Turn(0, "evaluate", 0)
-        orders, there = _Orders(None, None, turn, view), {}
+        orders = _Orders(None, None, turn, view)
         for start in range(0, len(asked), _CHUNK):
             for client, found in self._told(orders, turn, asked[start : start + _CHUNK], _COUNT, tries=1):
                 there[client] = not isinstance(found, Reply) or found.samples > 0
+                if isinstance(found, Reply):
+                    self.held.append((client, view.keeps, there[client]))
         return there
 
     def _told(
