@@ -16,9 +16,9 @@ from fedunlearn.backends.in_process import InProcess
 from fedunlearn.client import Client
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion.events import Opened
-from fedunlearn.deletion.outbox import Outbox
+from fedunlearn.deletion.outbox import Outbox, desk
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.service import DESK, Plan, Service
+from fedunlearn.deletion.service import Plan, Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.federation import ClientId, Predicate
@@ -84,7 +84,7 @@ class Hospitals:
 
     @property
     def desk(self) -> Outbox:
-        return Outbox(self.register / DESK)
+        return desk(self.register)
 
     def app(self) -> Any:
         def place(name: str) -> Any:

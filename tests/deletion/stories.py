@@ -66,7 +66,7 @@ def story() -> list[tuple[str, Event]]:
         Acknowledged(one),
         Filed(two, None, second.json),
         Refused("3" * 32, None, "nobody knows this key"),
-        Began(0, [one, two], {"name": "NoT", "layers": ["conv1"]}, "m2", "m2.safetensors", 91.5, {}),
+        Began(0, [one, two], {"name": "NoT", "layers": ["conv1"]}, "m2", "m2.safetensors", 91.5, {}, [head]),
         RoundDone("unlearn", 1, 0, "n1", "n1.safetensors", [head, down], seconds=0.5),
         replace(
             RoundDone("recover", 1, 0, "r1", "r1.safetensors", [head, down], samples={"a": 10, "b": 40}),

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stories import JUDGEMENT, NODES, OTHER, SERVER, Place, at, story
 
-from fedunlearn.deletion.events import Audited, Done, RoundDone
+from fedunlearn.deletion.events import Audited, Done, Recovered, RoundDone
 from fedunlearn.deletion.receipt import CLAIM, ReceiptProblem, issue, read, tell, verify, write
 from fedunlearn.deletion.signing import canonical
 from fedunlearn.deletion.standing import standing
@@ -119,12 +119,23 @@ def test_the_signature_is_the_servers_of_all_other_fields() -> None:
     SERVER._key.public_key().verify(base64.b64decode(RECEIPT["signature"]), message)  # type: ignore[call-arg]
 
 
-def test_of_a_model_from_elsewhere_the_signs_are_not_known() -> None:
-    events = [(when, event) for when, event in story() if getattr(event, "phase", "") != "train"]
+def test_nobody_stays() -> None:
+    """The model is a new one, of no round, whose signs are as they were drawn."""
+    events = [(when, event) for when, event in story()[:9] if getattr(event, "phase", "") != "unlearn"]
+    events += [(at(10), RoundDone("unlearn", 1, 0, "new", "new.safetensors", [])), (at(11), Recovered(0, "nobody"))]
+    receipt = issue(standing([*events, (at(12), Audited(0, JUDGEMENT))]), ONE, Place(), SERVER, at(30))
+    assert receipt["answered"]["layers"] == receipt["answered"]["signs"]["after"] == []
+    assert receipt["answered"]["weights"]["after recovery"] == "new"
+    assert receipt["recovery"]["ended"] == "nobody"
+    assert "0 rounds, ended: nobody stays to recover with, and the model is a new one" in tell(receipt)
+
+
+@pytest.mark.parametrize("why", get_args(get_type_hints(Recovered)["why"]))
+def test_however_recovery_ends_there_is_a_receipt(why: Any) -> None:
+    events = [(when, Recovered(0, why) if isinstance(event, Recovered) else event) for when, event in story()]
     receipt = issue(standing(events), ONE, Place(), SERVER, at(30))
-    assert receipt["answered"]["signs"]["before"] is None
-    assert receipt["answered"]["layers"] is None
-    assert "Negated       not known" in tell(receipt)
+    assert receipt["recovery"]["ended"] == why
+    assert "ended: " in tell(receipt)
 
 
 def test_one_that_negates_nothing() -> None:
@@ -135,7 +146,7 @@ def test_one_that_negates_nothing() -> None:
     ]
     receipt = issue(standing(events), ONE, Place(), SERVER, at(30))
     assert receipt["answered"]["layers"] == []
-    assert "Negated       nothing" in tell(receipt)
+    assert "Negated         nothing" in tell(receipt)
 
 
 @pytest.mark.parametrize(("events", "request_id"), [(13, "4" * 32), (12, ONE), (11, ONE), (8, ONE), (13, "3" * 32)])
@@ -315,20 +326,22 @@ def test_files_that_are_none(tmp_path: Path, raw: bytes | None, says: str) -> No
 
 def test_told_to_people() -> None:
     told = tell(RECEIPT).splitlines()
-    assert told[0] == "Audit         nothing found. At a the new model is as sure of 20 samples as of unseen ones."
+    assert told[0] == "Audit           nothing found"
     for line in (
-        f"Request       {ONE}: instances, client a; data here",
-        'Answered      unlearning 0, together with 1 more, by {"name": "NoT", "layers": ["conv1"]}',
-        "Negated       conv1.weight",
-        "  before      head.weight, head.bias",
-        "  after       head.weight, head.bias; then conv1.weight",
-        "Weights       m2 before",
-        "              n1 after round 1",
-        "              r2 after recovery",
-        "Recovery      2 rounds, ended by: the stop rule was met; validation 91.50 % before, 91.25 % after",
-        "Took part     2 clients in 3 rounds, 1 absences",
-        "Costs         150 B to clients, 135 B from them; samples 108 forward and 90 backward; 4.0 s",
-        f"It claims     {CLAIM}",
+        "                At a the new model is as sure of 20 samples as of unseen ones.",
+        f"Request         {ONE}: instances, client a; data here",
+        "Answered        unlearning 0, together with 1 more, by NoT()",
+        "Negated         conv1.weight",
+        "  before        head.weight, head.bias",
+        "  after         head.weight, head.bias; then conv1.weight",
+        "Weights         m2 before",
+        "                n1 after round 1",
+        "                r2 after recovery",
+        "Recovery        2 rounds, ended: the stop rule was met",
+        "Validation      91.50 % before, 91.25 % after",
+        "Took part       2 clients in 3 rounds, 1 absences",
+        "Costs           150 B to clients, 135 B from them; samples 108 forward and 90 backward; 4.0 s",
+        f"It claims       {CLAIM}",
     ):
         assert line in told
 

@@ -171,6 +171,21 @@ def test_of_an_instance_wise_request_one_client_is_asked_for_one_number(
     assert federation.where(AskedFor("1", "a" * 32)).clients == ("1",)
 
 
+def test_a_view_that_is_made_again_is_not_counted_again() -> None:
+    silent = Counted("1", 1, lambda message: None)
+    grid = local_grid(keep=True, hook=silent)
+    federation = over_flower(grid, deadline=0.2)
+    assert federation.where(ForgetClass(1)).clients == ("0", "1", "2", "3")
+    grid.sent.clear()
+    assert federation.where(ForgetClass(1)).clients == ("0", "1", "2", "3")
+    assert len(grid.sent) == 2  # of the one who had not answered
+    assert federation.where(ForgetClass(1)).clients == ("0", "1", "2", "3")
+    assert federation.where(ForgetClass(1)).marking(ForgetClass(1)).clients == ("0", "1", "2", "3")
+    assert len(grid.sent) == 2
+    assert federation.where(Rest(ForgetClass(1))).clients == ("0", "1", "2", "3")
+    assert len(grid.sent) == 10
+
+
 def test_views_of_classes_are_what_they_are_on_one_machine() -> None:
     def only_class_one(context: Any) -> Any:
         x, y = samples(context)
@@ -433,6 +448,21 @@ def test_messages_of_an_instance_wise_request_hold_no_index_label_or_path_and_no
             assert not unpickles(payload)
             with pytest.raises(ValueError, match=r"."):
                 list(pickletools.genops(payload))
+
+
+def test_a_node_is_not_told_what_others_want_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_outbox(monkeypatch, {"a" * 32: Meant("instances", (0,))})
+    grid = local_grid(keep=True, outbox=tmp_path, programs=[Recounting])
+    both = AnyOf((AskedFor("0", "a" * 32), ForgetClient("3")))
+    for view in (over_flower(grid).where(Rest(both)), over_flower(grid).marking(both)):
+        grid.sent.clear()
+        replies = {client: reply.samples for client, reply in view.run(Recounting(), WEIGHTS, TURN)}
+        assert "3" in replies or len(replies) == 3
+        told = [sent for sent in grid.sent if b"AskedFor" in sent or b"ForgetClient" in sent]
+        orders = [sent for sent in told if b'"client":"' in sent]
+        assert {sent.split(b'"client":"')[1][:1] for sent in orders if b'"client":"0"' not in sent} <= {b"3"}
+        assert all(b"a" * 32 not in sent for sent in told if b'"client":"3"' in sent)
+        assert any(b"a" * 32 in sent for sent in told)
 
 
 def unpickles(payload: bytes) -> bool:

@@ -28,6 +28,7 @@ Events = list[tuple[str, Event]]
 
 SERVER, NEXT = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIserver", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAInext"
 HOSPITALS = ("hospital-1", "hospital-2", "hospital-3", "hospital-4")
+LIMITS = "It cannot say what another attacker finds."
 WHOLE, CLASS, SINGLE = "a" * 32, "b" * 32, "c" * 32
 METHOD = {"name": "NoT", "kind": "fedunlearn.methods.negation:NoT", "options": {"layers": ["conv1"]}}
 
@@ -89,7 +90,7 @@ def receipt(id: str, status: str = "nothing found") -> dict[str, Any]:
 
 
 def judgement(status: str, sentence: str) -> dict[str, Any]:
-    return {"status": status, "sentence": sentence, "clients": {}}
+    return {"status": status, "sentence": sentence, "limits": LIMITS, "p": None, "clients": {}}
 
 
 def told(client: str = "hospital-2", reason: str = "the study is over") -> Events:
@@ -118,7 +119,7 @@ def told(client: str = "hospital-2", reason: str = "the study is over") -> Event
     clock.add(Recovered(0, "recovered"), Audited(0, judgement("traces found", "One of 2 clients found traces.")))
     clock.add(Done(WHOLE, receipt(WHOLE, "traces found")), Done(CLASS, receipt(CLASS, "traces found")))
     clock.add(Rotated(NEXT, "c2ln"))
-    clock.add(Began(1, [SINGLE], METHOD, "before", "checkpoints/recover", 80.5, {}))
+    clock.add(Began(1, [SINGLE], METHOD, "before", "checkpoints/recover", 80.5, {}, [conv1]))
     clock.add(done("unlearn", 1, 1, 18.0, (), negations=[conv1, conv1]))
     clock.add(done("recover", 1, 1, 55.0, stay, negations=[conv1, conv1]))
     clock.add(Waited("recover", 2, "1 of 3 clients answered, and 2 are needed"))

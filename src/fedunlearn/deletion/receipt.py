@@ -6,16 +6,16 @@ A receipt is plain values. Its first field is the audit's; the signature is over
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from fedunlearn.amounts import scaled, tell_bytes
 from fedunlearn.atomic import write_json
-from fedunlearn.deletion.events import RoundDone
+from fedunlearn.deletion.events import RoundDone, tell_method
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey, canonical
-from fedunlearn.deletion.standing import Entry, Standing, Unlearning
+from fedunlearn.deletion.standing import Entry, Standing, State, Unlearning
 
 __all__ = ["CLAIM", "LONGEST", "STATUSES", "Head", "ReceiptProblem", "issue", "read", "tell", "verify", "write"]
 
@@ -86,7 +86,7 @@ def issue(standing: Standing, request: str, head: Head, key: SigningKey, at: str
         "receipt": _FORMAT,
         "request": _request(entry),
         "times": dict(entry.times),
-        "answered": _answered(standing, one),
+        "answered": _answered(one),
         "recovery": _recovery(one),
         "rounds": [_round(done) for _, done in one.rounds],
         "costs": _costs(one),
@@ -163,7 +163,7 @@ def tell(content: Any) -> str:
     problem = _misshapen(content)
     if problem is not None:
         raise ReceiptProblem(problem)
-    lines = [f"{_printable(name):<14}{_printable(text)}".rstrip() for name, text in _lines(content)]
+    lines = [f"{_printable(name):<16}{_printable(text)}".rstrip() for name, text in _lines(content)]
     return "\n".join(lines)
 
 
@@ -180,15 +180,12 @@ def _request(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _answered(standing: Standing, one: Unlearning) -> dict[str, Any]:
+def _answered(one: Unlearning) -> dict[str, Any]:
     own = [done for _, done in one.rounds if done.phase == "unlearn"]
-    before = _signs_before(standing, one)
-    # What a method negates it negates in its first rounds; recovery hands the history on.
+    before = one.began.negations
+    # What a method negates it negates in its own rounds; recovery hands the history on.
     after = own[-1].negations if own else before
-    if before is None or after is None:
-        layers = None
-    else:
-        layers = after[len(before) :] if after[: len(before)] == before else after
+    layers = after[len(before) :] if after[: len(before)] == before else after
     return {
         "unlearning": one.began.unlearning,
         "others": len(one.began.requests) - 1,  # not which: they are other people's
@@ -201,17 +198,6 @@ def _answered(standing: Standing, one: Unlearning) -> dict[str, Any]:
             "after recovery": one.rounds[-1][1].model if one.rounds else one.began.before,
         },
     }
-
-
-def _signs_before(standing: Standing, one: Unlearning) -> list[list[str]] | None:
-    """Sign history of the model that it began with; None where that model is of no round."""
-    mine = next((number for number, (_, done) in enumerate(standing.rounds) if _belongs(done, one)), None)
-    earlier = [done for _, done in standing.rounds[:mine]]
-    return next((done.negations for done in reversed(earlier) if done.model == one.began.before), None)
-
-
-def _belongs(done: RoundDone, one: Unlearning) -> bool:
-    return done.unlearning == one.began.unlearning
 
 
 def _recovery(one: Unlearning) -> dict[str, Any]:
@@ -267,6 +253,11 @@ class _OneOf:
     choices: tuple[Any, ...]
 
 
+_ENDED = {
+    "recovered": "the stop rule was met",
+    "limit": "as many rounds as were allowed",
+    "nobody": "nobody stays to recover with, and the model is a new one",
+}
 _COUNT = int
 _SIGNS = [[str]]
 _MAYBE_PERCENT = _OneOf((float, None))
@@ -283,13 +274,13 @@ _SHAPE = {
         "unlearning": _COUNT,
         "others": _COUNT,
         "method": dict,
-        "layers": _OneOf((_SIGNS, None)),
-        "signs": {"before": _OneOf((_SIGNS, None)), "after": _OneOf((_SIGNS, None))},
+        "layers": _SIGNS,
+        "signs": {"before": _SIGNS, "after": _SIGNS},
         "weights": {"before": str, "after each own round": [str], "after recovery": str},
     },
     "recovery": {
         "rounds": _COUNT,
-        "ended": _OneOf(("recovered", "limit", "nobody")),
+        "ended": _OneOf(tuple(_ENDED)),
         "validation": {"before": _MAYBE_PERCENT, "after": _MAYBE_PERCENT},
     },
     "rounds": [
@@ -362,36 +353,31 @@ def _unfit(value: Any, shape: Any, where: str) -> str | None:
     return None
 
 
-_ENDED = {
-    "recovered": "the stop rule was met",
-    "limit": "as many rounds as were allowed",
-    "nobody": "nobody stays to recover with",
-}
-
-
 def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     request, answered, recovery = content["request"], content["answered"], content["recovery"]
     costs, register, weights = content["costs"], content["register"], content["answered"]["weights"]
     whom = "whoever holds it" if request["client"] is None else f"client {request['client']}"
     others = f", together with {answered['others']} more" if answered["others"] else ""
     before, after = (_percent(recovery["validation"][name]) for name in ("before", "after"))
-    why = _ENDED[recovery["ended"]]
     took = {client for done in content["rounds"] for client in done["took part"]}
     absent = sum(len(done["absent"]) for done in content["rounds"])
     return [
-        ("Audit", f"{content['audit']['status']}. {content['audit']['sentence']}"),
+        ("Audit", content["audit"]["status"]),
+        ("", content["audit"]["sentence"]),
+        *(("", told) for told in _accuracies(content["audit"].get("clients"))),
         ("Request", f"{request['id']}: {request['scope']}, {whom}; data {request['data']}"),
         ("Reason", request["reason"] or "none given"),
         ("Filed", f"{request['filed']}, with the key {request['key']}"),
-        *((f"  {state}", at) for state, at in content["times"].items()),
-        ("Answered", f"unlearning {answered['unlearning']}{others}, by {json.dumps(answered['method'])}"),
+        *((f"  {state}", content["times"][state]) for state in get_args(State) if state in content["times"]),
+        ("Answered", f"unlearning {answered['unlearning']}{others}, by {tell_method(answered['method'])}"),
         ("Negated", _layers(answered["layers"])),
         ("  before", _layers(answered["signs"]["before"])),
         ("  after", _layers(answered["signs"]["after"])),
         ("Weights", f"{weights['before']} before"),
         *(("", f"{model} after round {n}") for n, model in enumerate(weights["after each own round"], 1)),
         ("", f"{weights['after recovery']} after recovery"),
-        ("Recovery", f"{recovery['rounds']} rounds, ended by: {why}; validation {before} before, {after} after"),
+        ("Recovery", f"{recovery['rounds']} rounds, ended: {_ENDED[recovery['ended']]}"),
+        ("Validation", f"{before} before, {after} after"),
         ("Took part", f"{len(took)} clients in {len(content['rounds'])} rounds, {absent} absences"),
         ("Costs", _priced(costs)),
         ("Register", f"{register['id']}, {register['count']} events, {register['hash']}"),
@@ -399,6 +385,18 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Issued", content["issued"]),
         ("It claims", content["statement"]),
     ]
+
+
+def _accuracies(clients: Any) -> Iterator[str]:
+    """How often a model was right about what was to be forgotten; of whatever stands there, what can be read."""
+    for client, found in clients.items() if isinstance(clients, dict) else ():
+        try:
+            old, new = found["before"], found["after"]
+            right = f"{100 * old['accuracy_members']:.1f} % before, {100 * new['accuracy_members']:.1f} % after"
+            unseen = f"about unseen ones {100 * new['accuracy_unseen']:.1f} % after"
+            yield f"{new['members']} samples of client {client}: right about {right}; {unseen}"
+        except (KeyError, TypeError, ValueError):
+            continue
 
 
 def _priced(costs: Mapping[str, Any]) -> str:
@@ -411,9 +409,7 @@ def _percent(value: float | None) -> str:
     return "not known" if value is None else f"{value:.2f} %"
 
 
-def _layers(negations: list[list[str]] | None) -> str:
-    if negations is None:
-        return "not known"
+def _layers(negations: list[list[str]]) -> str:
     return "; then ".join(", ".join(names) for names in negations) or "nothing"
 
 

@@ -38,7 +38,7 @@ from fedunlearn.deletion.events import (
     RoundDone,
     Waited,
 )
-from fedunlearn.deletion.outbox import Outbox, OutboxError
+from fedunlearn.deletion.outbox import OutboxError, desk
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import PublicKey, SigningKey, sha256
 from fedunlearn.deletion.standing import Entry, Standing, Unlearning
@@ -58,14 +58,10 @@ from fedunlearn.rounds import Round, fedavg
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["DESK", "Plan", "Service", "ServiceError", "Site", "network_of"]
+__all__ = ["Plan", "Service", "ServiceError", "Site", "network_of"]
 
 _OPERATOR = ""  # files at the server itself, in the folder `desk`
 _MOST_FILED = 100  # requests that one client may file at a time, and refusals of a client that are written down
-
-
-DESK = "desk"
-"""Where in the register's folder the operator files."""
 
 
 class ServiceError(RuntimeError):
@@ -155,7 +151,7 @@ class Service:
         self._site, self._register, self._key = site, register, key
         self._architecture, self._plan = architecture, plan
         self._initial = initial or architecture.fresh(plan.seed)
-        self._desk = Outbox(register.folder / DESK)
+        self._desk = desk(register.folder)
         self._ledger, self._attended = Ledger(), dict[ClientId, int]()
         self._unusable: list[tuple[ClientId, str]] = []  # answers, and why
         self._asking: dict[ClientId, set[str]] = {}  # what each filer has not been told the end of
@@ -315,7 +311,7 @@ class Service:
         if filer == _OPERATOR:
             if signed.key != self._key.public.text:
                 raise RequestProblem("requests at the server are the operator's: sign them with the server's key")
-            if scope.kind == "client" and said.client not in self._site.federation.clients:
+            if scope.kind == "client" and said.client not in self._ever:
                 raise RequestProblem(f"there is no client {said.client!r} in this federation")
             if scope.kind == "class" and said.client is not None:
                 raise RequestProblem("the operator asks for a class of everybody: leave --client out")
@@ -489,7 +485,8 @@ class Service:
     def _recognised(self, task: Task, ids: Sequence[str], weights: Weights) -> dict[str, dict[str, Any]]:
         """What each client that holds some of the data finds of them in a model; and of whom nothing is known, why."""
         entries = [self._standing.requests[id] for id in ids]
-        missing = {str(entry.client): "data already deleted" for entry in entries if entry.data == "deleted"}
+        missing = {str(entry.client): "no client any more" for entry in entries if entry.client in self._gone}
+        missing |= {str(entry.client): "data already deleted" for entry in entries if entry.data == "deleted"}
         asked = [client for client in task.forgotten.clients if client not in missing]
         turn, found = task.turn(phase="evaluate"), {}
         if asked:
@@ -559,6 +556,16 @@ class Service:
     @property
     def _standing(self) -> Standing:
         return self._register.standing()
+
+    @property
+    def _ever(self) -> set[ClientId]:
+        """Clients whose data may be in the model."""
+        return self._standing.enrolled | set(self._site.federation.clients)
+
+    @property
+    def _gone(self) -> set[ClientId]:
+        """Those that are not on the list any more."""
+        return self._ever - set(self._site.federation.clients)
 
     @property
     def _opened(self) -> Opened:

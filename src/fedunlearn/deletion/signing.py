@@ -27,7 +27,7 @@ try:
     )
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 except ModuleNotFoundError:
-    raise ImportError("keys and signatures need `cryptography`: pip install 'fedunlearn[flower]'") from None
+    raise ImportError("keys need the package cryptography: pip install 'fedunlearn[flower]'") from None
 
 from fedunlearn.atomic import atomic_write
 

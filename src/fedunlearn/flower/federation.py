@@ -6,12 +6,12 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -100,8 +100,8 @@ class Flower:
     def clients(self) -> tuple[ClientId, ...]:
         """See `Federation.clients`.
 
-        Whom a view empties is plain from most predicates. The others are asked for their number of samples, once a
-        view; who gives no answer counts as present.
+        Whom a view empties is plain from most predicates. The others are asked for their number of samples, once,
+        however often a view of the same samples is made; who gives no answer counts as present.
         """
         there = {client: _held(self._view, client) for client in self._link.nodes}
         undecided = [client for client, held in there.items() if held is None]
@@ -147,14 +147,15 @@ class _Link:
     fewest: int
     limits: Limits | None
     faults: Callable[[Fault], None] | None
+    held: list[tuple[ClientId, tuple[Predicate, ...], bool]] = field(default_factory=list)  # predicates have no hash
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, view: View, asked: Sequence[ClientId]
     ) -> Iterator[tuple[ClientId, Reply]]:
         limits = self.limits or Limits.around(weights)
-        order, answered, faults = Broadcast(program, weights, turn, view), 0, []
+        orders, answered, faults = _Orders(program, weights, turn, view), 0, []
         for start in range(0, len(asked), _CHUNK):
-            for client, found in self._told(order, turn, asked[start : start + _CHUNK], limits, tries=2):
+            for client, found in self._told(orders, turn, asked[start : start + _CHUNK], limits, tries=2):
                 found = _suspected(client, found, weights) if isinstance(found, Reply) else found
                 if isinstance(found, Reply):
                     answered += 1
@@ -172,20 +173,23 @@ class _Link:
 
     def counted(self, view: View, asked: Sequence[ClientId]) -> dict[ClientId, bool]:
         """Whether clients have a training sample in a view."""
+        there = {client: held for client, keeps, held in self.held if client in asked and keeps == view.keeps}
+        asked = [client for client in asked if client not in there]
         turn = Turn(0, "evaluate", 0)
-        order, there = Broadcast(None, None, turn, view), {}
+        orders = _Orders(None, None, turn, view)
         for start in range(0, len(asked), _CHUNK):
-            for client, found in self._told(order, turn, asked[start : start + _CHUNK], _COUNT, tries=1):
+            for client, found in self._told(orders, turn, asked[start : start + _CHUNK], _COUNT, tries=1):
                 there[client] = not isinstance(found, Reply) or found.samples > 0
+                if isinstance(found, Reply):
+                    self.held.append((client, view.keeps, there[client]))
         return there
 
     def _told(
-        self, order: Broadcast, turn: Turn, asked: Sequence[ClientId], limits: Limits, tries: int
+        self, orders: _Orders, turn: Turn, asked: Sequence[ClientId], limits: Limits, tries: int
     ) -> list[tuple[ClientId, Reply | Fault]]:
         """What each of these clients answers, in this order."""
         kind = f"{'evaluate' if turn.phase == 'evaluate' else 'train'}.{WORK}"
         found: dict[ClientId, Reply | Fault] = {}
-        tensors = None
         for _ in range(tries):
             there = {client: node for client in asked if (node := self.nodes[client]) is not None}
             tickets = {client: secrets.token_hex(16) for client in there if client not in found}
@@ -193,14 +197,33 @@ class _Link:
                 break
             messages = {}
             for client, ticket in tickets.items():
-                envelope = order.to(client, ticket)
-                tensors = tensors or body_record(envelope.body)  # one of them for all: Flower sends it once a node
-                content = parcel(envelope.text, tensors if envelope.body else b"")
-                messages[client] = _message(content, there[client], kind, self.deadline)
+                messages[client] = _message(orders.to(client, ticket), there[client], kind, self.deadline)
             for client, reply in _gathered(self.grid, messages, self.deadline).items():
-                found[client] = _read(client, reply, tickets[client], order.digest, limits)
+                found[client] = _read(client, reply, tickets[client], orders.digest, limits)
         silent = f"no answer within {self.deadline:g} seconds, {tries} times asked"
         return [(client, found.get(client, Fault(client, "silent", silent))) for client in asked]
+
+
+class _Orders:
+    """An order to many clients, each of whom is told only what concerns it: not what others want forgotten."""
+
+    def __init__(self, program: Program | None, weights: Weights | None, turn: Turn, view: View) -> None:
+        self.digest = "" if weights is None else weights.digest()
+        self._what, self._view = (program, weights, turn), view
+        self._made: list[tuple[View, Broadcast, ArrayRecord | bytes]] = []  # those who are told the same have one
+
+    def to(self, client: ClientId, ticket: str) -> RecordDict:
+        order, tensors = self._broadcast(_concerning(self._view, client))
+        return parcel(order.to(client, ticket).text, tensors)
+
+    def _broadcast(self, view: View) -> tuple[Broadcast, ArrayRecord | bytes]:
+        for known, order, tensors in self._made:
+            if known == view:
+                return order, tensors
+        order = Broadcast(*self._what, view)
+        body = order.to("", "").body
+        self._made.append((view, order, body_record(body) if body else b""))
+        return self._made[-1][1:]
 
 
 _COUNT = Limits(0, 0, 10_000)  # of an answer that is one number
@@ -325,6 +348,23 @@ def _meant(predicate: Predicate, client: ClientId) -> bool | None:
         each = [_meant(request, client) for request in predicate.requests]
         return True if True in each else None if None in each else False
     return None
+
+
+def _concerning(view: View, client: ClientId) -> View:
+    """The view, without what plainly changes nothing at a client."""
+    keeps = (_narrowed(predicate, client) for predicate in view.keeps)
+    request = None if view.request is None else _narrowed(view.request, client)
+    nothing = request is None or _meant(request, client) is False
+    return View(tuple(kept for kept in keeps if _meant(kept, client) is not True), None if nothing else request)
+
+
+def _narrowed(predicate: Predicate, client: ClientId) -> Predicate:
+    if isinstance(predicate, Rest):
+        return Rest(_narrowed(predicate.request, client))
+    if isinstance(predicate, AnyOf):
+        some = (_narrowed(request, client) for request in predicate.requests if _meant(request, client) is not False)
+        return AnyOf(tuple(some))
+    return predicate
 
 
 def _message(content: RecordDict, node: int, kind: str, deadline: float) -> Message:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from markupsafe import Markup
 
 from fedunlearn.amounts import scaled, tell_bytes
-from fedunlearn.deletion.events import Fault, RoundDone, Waited
+from fedunlearn.deletion.events import Fault, RoundDone, Waited, tell_method
 from fedunlearn.deletion.standing import Entry, Standing, Unlearning
 from fedunlearn.report.register_figures import moments, quality
 from fedunlearn.report.rendering import render
@@ -32,7 +32,7 @@ _REQUESTS, _UNLEARNINGS, _LISTED = 500, 200, 200  # that a page has room for; of
 _RECEIPTS = 1_000_000  # bytes of all receipts on the page; the register has them all
 _ASKERS, _NUMBERS = 12, 12  # moments below the figure, unlearnings in a sentence
 _RECENT = 5  # rounds whose faults are told first
-_TEXT, _SHORT = 500, 8  # characters of what somebody has written; of an id or a digest
+_TEXT, _SHORT = 1000, 8  # characters of what somebody has written; of an id or a digest
 UNKNOWN = "not known"
 
 
@@ -146,6 +146,7 @@ def register_page(standing: Standing, head: Head) -> str:
         askers=_Listed.of(_askers(standing), len(standing.unlearnings), _ASKERS),
         rounds=_Listed.of(reversed(list(enumerate(standing.rounds, 1))), len(standing.rounds)),
         unlearnings=_Listed.of(map(_tile_of(standing), _newest(standing)), len(standing.unlearnings), _UNLEARNINGS),
+        limits=next((one.judgement.get("limits", "") for _, one in _newest(standing) if one.judgement), ""),
         receipts=_Listed(receipts, sum(entry.receipt is not None for entry in standing.requests.values())),
         troubles=_Listed.of(_troubles(standing), len(standing.faults) + len(standing.waits)),
         about=[(name, _plain(value)) for name, value in standing.opened.about.items()] if standing.opened else [],
@@ -204,7 +205,7 @@ def _attention(standing: Standing) -> Iterator[str]:
     since = standing.rounds[-1 - _RECENT][0] if len(standing.rounds) > _RECENT else ""
     faults = Counter((fault.client, fault.what) for at, fault in standing.faults if at > since)
     if faults:
-        told = [f"{_who(client)} {_cut(what)} ({count})" for (client, what), count in faults.most_common(_RECENT)]
+        told = [f"{_who(client)}: {_cut(what)} ({count})" for (client, what), count in faults.most_common(_RECENT)]
         others = f" and {len(faults) - _RECENT} more" if len(faults) > _RECENT else ""
         recent = _counted(min(_RECENT, len(standing.rounds)), "round")
         over = f"In the last {recent} and since" if standing.rounds else "Before the first round"
@@ -223,7 +224,7 @@ def _requests(standing: Standing, anchors: Mapping[str, str], receipts: Sequence
     newest = list(reversed(standing.requests.values()))
     there = {receipt.anchor for receipt in receipts}
     servers = {standing.opened.key if standing.opened else "", *(rotated.key for _, rotated in standing.rotations)}
-    for entry in sorted(newest, key=lambda entry: entry.state in ("done", "refused")):
+    for entry in sorted(newest, key=lambda entry: entry.settled):
         anchor = anchors[entry.request]
         yield _Request(anchor, entry, entry.key in servers, _steps(entry), anchor in there)
 
@@ -269,8 +270,8 @@ def _tile_of(standing: Standing) -> Callable[[tuple[int, Unlearning]], _Unlearni
         rounds = [done for _, done in one.rounds]
         facts = [
             ("Began", f"{_time(one.at)} UTC, after {_counted(before[number], 'round')}"),
-            ("Method", _method(one.began.method)),
-            ("Layers negated", _negated(standing, before[number], rounds)),
+            ("Method", tell_method(one.began.method)),
+            ("Layers negated", _negated(one)),
             ("Accuracy before", _percent(one.began.validation)),
             ("Accuracy after", _percent(_last_known(_recovery(one)))),
             ("Recovery", f"{_counted(len(_recovery(one)), 'round')}; {_end(one)}"),
@@ -310,18 +311,14 @@ def _end(one: Unlearning) -> str:
     return _ENDED.get(one.recovered.why, one.recovered.why) if one.recovered else "it has not ended"
 
 
-def _negated(standing: Standing, before: int, rounds: Sequence[RoundDone]) -> str:
-    """What its own rounds added to the model's sign history."""
-    if not rounds:
+def _negated(one: Unlearning) -> str:
+    """What its own rounds added to the model's sign history; a new model has none of the old one's."""
+    own = [done for _, done in one.rounds if done.phase == "unlearn"]
+    if not one.rounds:
         return UNKNOWN
-    history = standing.rounds[before - 1][1].negations if before else []
-    added = rounds[-1].negations[len(history) :]
+    before, after = one.began.negations, own[-1].negations if own else one.began.negations
+    added = after[len(before) :] if after[: len(before)] == before else after
     return "; ".join(", ".join(names) for names in added) or "none"
-
-
-def _method(method: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{name}: {_plain(value)}" for name, value in method.get("options", {}).items())
-    return f"{method.get('name', UNKNOWN)}{f' ({told})' if told else ''}"
 
 
 def _up(rounds: Sequence[RoundDone]) -> str:
@@ -348,7 +345,7 @@ def _troubles(standing: Standing) -> Iterator[_Trouble]:
 
 
 def _who(client: str | None) -> str:
-    return _cut(client) if client else "a stranger"
+    return _cut(client) if client else "an unknown node"
 
 
 def _round(done: RoundDone) -> str:

@@ -1,0 +1,229 @@
+"""The whole of it on a real SuperLink: TLS, authentication, three SuperNodes, a request, a kill, a receipt.
+
+The processes are those of ``examples/flower-hospital``, started as its ``start.py`` starts them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from fedunlearn.architecture import Architecture
+from fedunlearn.backends.in_process import InProcess
+from fedunlearn.checkpoint import load_weights
+from fedunlearn.client import Client
+from fedunlearn.deletion.events import RoundDone
+from fedunlearn.deletion.register import Register, RegisterError
+from fedunlearn.deletion.signing import SigningKey
+from fedunlearn.deletion.standing import Standing
+from fedunlearn.federation import Federation
+from fedunlearn.randomness import stable_seed
+from fedunlearn.requests import ForgetInstances, Rest
+from fedunlearn.rounds import fedavg
+from fedunlearn.task import Task
+from fedunlearn.weights import Weights
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "flower-hospital"
+SETTINGS = {"rounds": 2, "most": 2, "stay": 0.0, "fewest": 3}
+PLACES = (3, 14, 159, 265)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Three hospitals, prepared and not started; whatever happens, no process of theirs is left behind."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    from deployment import Deployment, prepare
+
+    prepare(tmp_path / "hospitals", 3, free_ports(5))
+    made = Deployment(tmp_path / "hospitals")
+    try:
+        yield made
+    finally:
+        made.stop()
+        left = {pid: command for pid, command in commands().items() if str(made.folder) in command}
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert left == {}
+        assert list(made.processes()) == []
+
+
+@pytest.mark.long
+def test_a_request_outlives_the_server_and_ends_in_a_receipt(
+    deployment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lap = Stages(capsys)
+    deployment.start()
+    lap("SuperLink and three SuperNodes are ready")
+    require_tls_and_known_keys(deployment)
+    lap("a plain connection and an unknown key are refused")
+
+    server, node = deployment.folder / "server", deployment.folder / "hospital-2"
+    register = server / "register"
+    first = deployment.run(**SETTINGS)
+    until(lambda: rounds(register, "train"), 240)
+    lap("the first round is trained")
+    (node / "withdrawn.txt").write_text("\n".join(map(str, PLACES)))
+    key, outbox = ("--key", node / "key"), ("--outbox", node / "outbox")
+    scope = ("--scope", f"instances:{node / 'withdrawn.txt'}")
+    fedunlearn("requests", "new", *scope, "--reason", "consent withdrawn", *key, *outbox)
+
+    until(lambda: rounds(register, "recover"), 300)
+    lap("the first round of recovery is done")
+    (pid,) = deployment.pids("flwr-serverapp", "superlink")
+    os.kill(pid, signal.SIGKILL)
+    assert standing(register).unlearnings[0].recovered is None
+    second = deployment.run(**SETTINGS)
+    assert second != first
+    until(lambda: deployment.pids("flwr-serverapp", "superlink"), 60)
+    lap("the server was killed, and is there again")
+    until(lambda: not deployment.pids("flwr-serverapp", "superlink"), 400)
+    until(lambda: deployment.status(second).startswith("finished"), 60)
+    assert deployment.status(second) == "finished:completed", deployment.log("superlink")[-3000:]
+    lap("it has ended")
+
+    told = standing(register)
+    (request,) = told.requests
+    receipt = node / "receipt.json"
+    fedunlearn("requests", "export", node / "outbox", request, "-o", receipt)
+    assert "unchanged; audit: " in fedunlearn("receipt", "verify", receipt, "--key", server / "key.pub")
+    checked = ("requests", "verify", register, "--key", server / "key.pub", "--receipt", receipt)
+    assert "events, as its server wrote them" in fedunlearn(*checked)
+    assert [(done.phase, done.number) for done in done_rounds(told)] == [
+        *(("train", number) for number in range(before(told))),
+        ("unlearn", 0),
+        ("recover", 0),
+        ("recover", 1),
+        *(("train", number) for number in range(before(told), 2)),
+    ]
+    assert all(done.samples.keys() == {"hospital-1", "hospital-2", "hospital-3"} for done in trained_rounds(told))
+    assert told.last is not None
+    weights = load_weights(register / "checkpoints" / told.last.checkpoint)
+    assert weights.same_bits(in_one_process(before(told)))
+    assert [path.name for path in (register / "checkpoints").iterdir()] == [told.last.checkpoint]
+    lap("and everything is as in one process")
+
+
+def require_tls_and_known_keys(deployment: Any) -> None:
+    from deployment import DeploymentError
+
+    with pytest.raises((OSError, HTTPException)):
+        urlopen(f"http://{deployment.address}/health", timeout=5)
+    with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):  # for those who have not got the authority
+        urlopen(f"https://{deployment.address}/health", timeout=5)
+    stranger = deployment.folder / "stranger"
+    SigningKey.make(stranger, node=True)
+    deployment.start_hospital("hospital-4", stranger)
+    with pytest.raises(DeploymentError, match="hospital-4 has ended; a key that is not registered"):
+        deployment.wait_for("hospital-4")
+
+
+def in_one_process(rounds_before: int) -> Weights:
+    """The same training, unlearning and recovery on one machine."""
+    from hospital.data import share
+    from hospital.model import Network
+    from hospital.server_app import plan
+
+    does, architecture = plan(dict(SETTINGS)), Architecture(Network)
+    clients = [Client.of(f"hospital-{number + 1}", share(number)) for number in range(3)]
+    federation = InProcess(Network, clients, workers=1, device="cpu")
+
+    def trained(on: Federation, weights: Weights, first: int, last: int) -> Weights:
+        steps = fedavg(on, weights, does.training, does.seed, "train", first)
+        for _ in range(first, last):
+            weights = next(steps).after
+        return weights
+
+    request = ForgetInstances({"hospital-2": PLACES})
+    weights = trained(federation, architecture.fresh(does.seed), 0, rounds_before)
+    seed = stable_seed(does.seed, "unlearning", 0)
+    task = Task.of(federation, weights, request, does.training, architecture, seed=seed)
+    for done in does.method.unlearn(task):
+        weights = done.after
+    recovery = does.method.recover(task, weights)
+    for _ in range(does.most):
+        weights = next(recovery).after
+    return trained(federation.where(Rest(request)), weights, rounds_before, does.rounds)
+
+
+def standing(register: Path) -> Standing:
+    return Register.read(register).standing()
+
+
+def rounds(register: Path, phase: str) -> list[RoundDone]:
+    try:
+        return [done for done in done_rounds(standing(register)) if done.phase == phase]
+    except RegisterError:  # the server has not made it yet
+        return []
+
+
+def done_rounds(told: Standing) -> list[RoundDone]:
+    return [done for _, done in told.rounds]
+
+
+def trained_rounds(told: Standing) -> list[RoundDone]:
+    return [done for done in done_rounds(told) if done.phase != "unlearn"]
+
+
+def before(told: Standing) -> int:
+    """Rounds of training before the unlearning: the request comes while the second may have begun."""
+    return next(number for number, done in enumerate(done_rounds(told)) if done.phase != "train")
+
+
+def fedunlearn(*arguments: object) -> str:
+    command = [sys.executable, "-m", "fedunlearn", *map(str, arguments)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    return told.stdout
+
+
+def until(there: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, f"not within {seconds:g} seconds"
+        time.sleep(0.5)
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    while True:
+        first = random.SystemRandom().randrange(20_000, 30_000)
+        with suppress(OSError), ExitStack() as held:
+            for port in range(first, first + count):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
+def commands() -> dict[int, str]:
+    """Of all processes on this machine."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+class Stages:
+    """Says how long each stage took."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys, self._begun, self._last = capsys, time.monotonic(), time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        now = time.monotonic()
+        with self._capsys.disabled():
+            print(f"\n{now - self._begun:6.1f} s  {now - self._last:+6.1f}  {stage}", end="", flush=True)
+        self._last = now
