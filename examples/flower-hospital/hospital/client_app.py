@@ -1,4 +1,4 @@
-"""What runs at each hospital. torch is imported where it is needed: who only answers a question does not wait for it."""
+"""What runs at each hospital. torch is imported where it is needed: to answer a question nobody waits for it."""
 
 from __future__ import annotations
 
