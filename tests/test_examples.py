@@ -12,8 +12,10 @@ from fedunlearn.contract import CHECKS
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def output(name: str, folder: Path) -> str:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+def output(name: str, folder: Path, *arguments: str) -> str:
+    # A module cannot be named here but by its beginning: what Flower's typer imports of click is deprecated.
+    ignored = "ignore:'click.utils:DeprecationWarning"
+    command = [sys.executable, "-W", "error", "-W", ignored, str(EXAMPLES / name), *arguments]
     told = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
     assert told.returncode == 0, told.stderr
     return told.stdout
@@ -32,6 +34,15 @@ def test_forget_a_client(tmp_path: Path) -> None:
     assert first.keys() == {"FT", "NoT", "Retrain"}
     assert first["FT"] > 50 > 30 > first["NoT"]
     assert abs(first["NoT"] - first["Retrain"]) < 10
+
+
+def test_forget_when_asked(tmp_path: Path) -> None:
+    told = output("05_forget_when_asked.py", tmp_path, str(tmp_path))
+    assert re.search(r"request [0-9a-f]{32} is done; the receipt has 0 problems", told)
+    before, after = map(float, re.findall(r"client east: right about ([\d.]+) % before, ([\d.]+) % after", told)[0])
+    assert before > 80
+    assert after < 50
+    assert (tmp_path / "register" / "register.sqlite").exists()
 
 
 def test_add_a_method(tmp_path: Path) -> None:

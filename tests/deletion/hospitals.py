@@ -16,9 +16,9 @@ from fedunlearn.backends.in_process import InProcess
 from fedunlearn.client import Client
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion.events import Opened
-from fedunlearn.deletion.outbox import Outbox
+from fedunlearn.deletion.outbox import Outbox, desk
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.service import DESK, Plan, Service
+from fedunlearn.deletion.service import Plan, Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.federation import ClientId, Predicate
@@ -57,6 +57,7 @@ class Hospitals:
     keys: dict[str, SigningKey] = field(default_factory=dict)
     grid: Any = None
     book: Any = None
+    guests: tuple[str, ...] = ()  # further nodes, each with a folder and a key
 
     def __post_init__(self) -> None:
         for name in ("server", *self.names):
@@ -83,7 +84,7 @@ class Hospitals:
 
     @property
     def desk(self) -> Outbox:
-        return Outbox(self.register / DESK)
+        return desk(self.register)
 
     def app(self) -> Any:
         def place(name: str) -> Any:
@@ -93,7 +94,9 @@ class Hospitals:
 
     def service(self, plan: Plan = PLAN, *, keep: bool = False, deadline: float = 20.0, fewest: int = 1) -> Service:
         """A server, as it starts."""
-        self.grid = LocalGrid(self.app(), [{"name": name} for name in self.names], hook=self.hook, keep=keep)
+        self.grid = LocalGrid(
+            self.app(), [{"name": name} for name in (*self.names, *self.guests)], hook=self.hook, keep=keep
+        )
         architecture = Architecture(SmallNet)
         roster = {name: self.keys[name].public.text for name in self.names}
         key = self.keys["server"]

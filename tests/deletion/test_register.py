@@ -87,6 +87,24 @@ def test_standing_is_kept_up_to_date_and_of_values_that_nobody_else_holds(folder
         assert register.standing().opened.about == {"rounds": 3}
 
 
+def test_events_are_those_of_when_they_were_asked_for(folder: Path) -> None:
+    with Register.create(folder, KEY, OPENED) as register:
+        register.append(WAITED)
+        reading = register.events()
+        seen = [next(reading)]
+        register.append(WAITED)
+        assert [one.number for one in (*seen, *reading)] == [0, 1]
+
+
+def test_the_file_is_opened_as_a_register_needs(folder: Path) -> None:
+    with Register.create(folder, KEY, OPENED) as register:
+        asked = {name: register._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SETTINGS}
+        assert asked == _SETTINGS
+
+
+_SETTINGS = {"journal_mode": "wal", "synchronous": 2, "trusted_schema": 0, "cell_size_check": 1}  # 2: FULL
+
+
 @pytest.mark.parametrize(
     ("event", "sentence"),
     [

@@ -240,7 +240,7 @@ def test_a_receipt_from_the_register_and_from_the_nodes_outbox(
     assert shell.right("receipt", "verify", path, "--key", public) == (
         f"{path}: signed by {SERVER.public.fingerprint}, unchanged; audit: nothing found\n"
     )
-    assert shell.right("receipt", "show", path).startswith("Audit         nothing found. At a the new model")
+    assert shell.right("receipt", "show", path).startswith("Audit           nothing found\n")
 
     box = Outbox(tmp_path / "box")
     id = box.file("client", "r", NODES["a"]).id

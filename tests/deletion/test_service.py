@@ -10,6 +10,7 @@ from deletion.hospitals import PLAN, Hospitals, forgotten, trained, twin
 from fedunlearn.architecture import Architecture
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion import receipt
+from fedunlearn.deletion.events import Enrolled
 from fedunlearn.deletion.service import Service
 from fedunlearn.federation import Predicate
 from fedunlearn.requests import ForgetClient, ForgetInstances, Rest
@@ -49,3 +50,22 @@ def test_a_request_ends_in_a_receipt_and_the_model_is_the_one_of_one_process(tmp
     (posted,) = hospitals.outbox("east").entries()
     assert posted.answer is not None
     assert posted.answer.receipt == entry.receipt
+
+
+def test_who_is_off_the_list_can_still_be_forgotten(tmp_path: Path) -> None:
+    hospitals = Hospitals(tmp_path)
+    service = hospitals.service()
+    until(service, 2)
+    hospitals.book.close()
+    roster = {name: key.public.text for name, key in hospitals.keys.items() if name not in ("server", "west")}
+    hospitals.names = ("north", "east", "south")
+    service = hospitals.service()
+    hospitals.book.append(Enrolled(roster))
+    hospitals.desk.file("client", "it has left", hospitals.keys["server"], client="west")
+    weights = service.run()
+    federation, fresh = twin(), Architecture(SmallNet).fresh(PLAN.seed)
+    expected = forgotten(federation, trained(federation, fresh, 0, 2), ForgetClient("west"))
+    assert weights.same_bits(trained(federation.where(Rest(ForgetClient("west"))), expected, 2, 3))
+    (entry,) = service._standing.requests.values()
+    assert entry.receipt is not None
+    assert entry.receipt["audit"]["sentence"].startswith("Not audited: no client any more")

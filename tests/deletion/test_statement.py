@@ -47,6 +47,8 @@ def test_a_new_one() -> None:
         ({"id": "a" * 32 + "\n"}, "32 hexadecimal digits"),
         ({"id": 7}, "32 hexadecimal digits"),
         ({"filed": "2026-11-30T10:00:00Z"}, "a time in UTC"),
+        ({"filed": "2026-02-30T10:00:00+00:00"}, "a time in UTC"),
+        ({"filed": "２026-11-30T10:00:00+00:00"}, "a time in UTC"),  # noqa: RUF001 - a digit, and none of ASCII's
         ({"scope": "class:03"}, "write class:3"),
         ({"scope": ["class:3"]}, "32 hexadecimal digits"),
         ({"scope": "instances", "client": "a"}, "by the client that holds them, and by nobody else"),

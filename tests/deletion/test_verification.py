@@ -122,6 +122,7 @@ def test_a_cut_off_end_is_found(story: list[str], data: st.DataObject) -> None:
         left = data.draw(st.integers(1, len(rows) - 1))
         altered(changed, rows[:left])
         assert f"the head speaks of {len(rows)} events, and the register has {left}" in problems(changed)[0]
+        assert refuses_to_open(changed)
         altered(changed, count=left, hash=rows[left - 1][4])  # as good as anybody without the key can
         assert problems(changed)[0].startswith(f"the head is not signed by the server's key {KEY.public.fingerprint}")
         assert refuses_to_open(changed)
@@ -363,6 +364,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Written:
     with closing(sqlite3.connect(made.folder / "register.sqlite")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return made
+
+
+def test_a_file_of_which_sqlite_cannot_even_say_what_is_wrong_is_one_sentence(whole: Written, tmp_path: Path) -> None:
+    raw = (whole.folder / "register.sqlite").read_bytes()
+    table = raw.index(b"eventsevents")  # the schema's row: a table's name, twice
+    (tmp_path / "register.sqlite").write_bytes(raw[:table] + b"event\xfeevent\xfe" + raw[table + 12 :])
+    assert "is damaged" in problems(tmp_path)[0]
+    assert refuses_to_open(tmp_path)
 
 
 def test_a_folder_without_a_register_is_one_sentence(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_unlearnings(text: str, settled: str) -> None:
     assert said.endswith(
         "Unlearning 0 traces found One of 2 clients found traces. "
         "Asked by hospital-2 (client), whoever holds it (class:3) Began 2026-11-30 18:02:10 UTC, after 6 rounds "
-        'Method NoT (layers: ["conv1"]) Layers negated conv1.weight, conv1.bias '
+        'Method NoT(layers=["conv1"]) Layers negated conv1.weight, conv1.bias '
         "Accuracy before 82.0 % Accuracy after 80.5 % Recovery 3 rounds; its stop rule was met "
         "Sent 9 kB down, 4.5 kB up Passes 3,200 samples forward, 1,600 backward Time 10.0 s in rounds"
     )
@@ -442,20 +442,6 @@ def test_the_page_of_a_folder(
     with pytest.raises(RegisterError):
         page(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
-
-
-def test_without_cryptography_a_sentence_says_what_to_install(
-    register: tuple[Path, SigningKey], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "fedunlearn.deletion.register":
-            raise ModuleNotFoundError("No module named 'cryptography'", name="cryptography")
-        return real(name, *rest, **more)
-
-    real = __import__
-    monkeypatch.setattr("builtins.__import__", missing)
-    with pytest.raises(ImportError, match=r"pip install 'fedunlearn\[flower\]'"):
-        page(register[0])
 
 
 @pytest.fixture(scope="module")

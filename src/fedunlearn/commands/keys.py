@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,24 +19,14 @@ keys = typer.Typer(
 )
 
 
-@contextmanager
-def _cryptography() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "cryptography":
-            raise
-        raise ImportError("keys need the package cryptography: pip install 'fedunlearn[flower]'") from None
-
-
 @keys.command("new")
 def new(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Of the private key; the public one is FILE.pub.")],
     node: Annotated[bool, typer.Option("--node", help="A SuperNode's, on the curve P-384; else a server's.")] = False,
 ) -> None:
     """Make a key: a private half that stays on this machine, and a public one for everybody."""
-    with _cryptography():
-        from fedunlearn.deletion.signing import SigningKey
+    from fedunlearn.deletion.signing import SigningKey
+
     made = SigningKey.make(file, node=node)
     print(f"fingerprint: {made.public.fingerprint}")
     print(f"private key: {file} (for this user's eyes only)")
@@ -51,8 +39,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print the public half of a key, and its fingerprint."""
-    with _cryptography():
-        key = _public(file)
+    key = _public(file)
     if as_json:
         print_json({"key": key.text, "fingerprint": key.fingerprint})
         return
@@ -76,9 +63,9 @@ def rotate(
     new: Annotated[Path, typer.Option(metavar="NEW", help="The private key that signs it from now on.")],
 ) -> None:
     """Have a register signed with another key from here on; the old one signs that this one follows it."""
-    with _cryptography():
-        from fedunlearn.deletion.register import Register
-        from fedunlearn.deletion.signing import SigningKey
+    from fedunlearn.deletion.register import Register
+    from fedunlearn.deletion.signing import SigningKey
+
     following = SigningKey.load(new)
     with Register.open(register, SigningKey.load(key)) as opened:
         head = opened.rotate(following)

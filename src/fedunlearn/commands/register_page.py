@@ -54,12 +54,7 @@ def page(
 
 
 def _made(folder: Path) -> bytes:
-    try:
-        from fedunlearn.deletion.register import Register
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("cryptography"):
-            raise
-        raise ImportError("a register needs cryptography: pip install 'fedunlearn[flower]'") from None
+    from fedunlearn.deletion.register import Register
     from fedunlearn.report.register import register_page
 
     register = Register.read(folder)

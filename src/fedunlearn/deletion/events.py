@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -25,6 +26,7 @@ __all__ = [
     "Waited",
     "event_of",
     "plain",
+    "tell_method",
 ]
 
 Phase = Literal["train", "unlearn", "recover"]
@@ -171,7 +173,7 @@ class Recovered:
 
     Attributes:
         why: "recovered": the stop rule was met; "limit": it was not, in as many rounds as were allowed; "nobody": no
-            client stays to recover with, so the model is a new one.
+            client stays to recover with; where none stayed from the beginning, the model is a new one.
     """
 
     kind: ClassVar = "recovered"
@@ -257,6 +259,18 @@ Event: TypeAlias = (
 )
 
 KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in get_args(Event)}
+
+
+def tell_method(method: Mapping[str, Any]) -> str:
+    """A method as `Began` has it, in a line: ``NoT(again="other", layers=First)``."""
+    options = (f"{name}={_told(value)}" for name, value in method.get("options", {}).items())
+    return f"{method.get('name', 'not known')}({', '.join(options)})"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict) and "type" in value:  # as programs are written on the wire
+        return str(value["type"]).rpartition(":")[2]
+    return json.dumps(value, ensure_ascii=False)
 
 
 def plain(event: Event) -> dict[str, Any]:

@@ -6,16 +6,16 @@ A receipt is plain values. Its first field is the audit's; the signature is over
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from fedunlearn.amounts import scaled, tell_bytes
 from fedunlearn.atomic import write_json
-from fedunlearn.deletion.events import RoundDone
+from fedunlearn.deletion.events import RoundDone, tell_method
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey, canonical
-from fedunlearn.deletion.standing import Entry, Standing, Unlearning
+from fedunlearn.deletion.standing import Entry, Standing, State, Unlearning
 
 __all__ = ["CLAIM", "LONGEST", "STATUSES", "Head", "ReceiptProblem", "issue", "read", "tell", "verify", "write"]
 
@@ -163,7 +163,7 @@ def tell(content: Any) -> str:
     problem = _misshapen(content)
     if problem is not None:
         raise ReceiptProblem(problem)
-    lines = [f"{_printable(name):<14}{_printable(text)}".rstrip() for name, text in _lines(content)]
+    lines = [f"{_printable(name):<16}{_printable(text)}".rstrip() for name, text in _lines(content)]
     return "\n".join(lines)
 
 
@@ -362,12 +362,14 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     took = {client for done in content["rounds"] for client in done["took part"]}
     absent = sum(len(done["absent"]) for done in content["rounds"])
     return [
-        ("Audit", f"{content['audit']['status']}. {content['audit']['sentence']}"),
+        ("Audit", content["audit"]["status"]),
+        ("", content["audit"]["sentence"]),
+        *(("", told) for told in _accuracies(content["audit"].get("clients"))),
         ("Request", f"{request['id']}: {request['scope']}, {whom}; data {request['data']}"),
         ("Reason", request["reason"] or "none given"),
         ("Filed", f"{request['filed']}, with the key {request['key']}"),
-        *((f"  {state}", at) for state, at in content["times"].items()),
-        ("Answered", f"unlearning {answered['unlearning']}{others}, by {json.dumps(answered['method'])}"),
+        *((f"  {state}", content["times"][state]) for state in get_args(State) if state in content["times"]),
+        ("Answered", f"unlearning {answered['unlearning']}{others}, by {tell_method(answered['method'])}"),
         ("Negated", _layers(answered["layers"])),
         ("  before", _layers(answered["signs"]["before"])),
         ("  after", _layers(answered["signs"]["after"])),
@@ -383,6 +385,18 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Issued", content["issued"]),
         ("It claims", content["statement"]),
     ]
+
+
+def _accuracies(clients: Any) -> Iterator[str]:
+    """How often a model was right about what was to be forgotten; of whatever stands there, what can be read."""
+    for client, found in clients.items() if isinstance(clients, dict) else ():
+        try:
+            old, new = found["before"], found["after"]
+            right = f"{100 * old['accuracy_members']:.1f} % before, {100 * new['accuracy_members']:.1f} % after"
+            unseen = f"about unseen ones {100 * new['accuracy_unseen']:.1f} % after"
+            yield f"{new['members']} samples of client {client}: right about {right}; {unseen}"
+        except (KeyError, TypeError, ValueError):
+            continue
 
 
 def _priced(costs: Mapping[str, Any]) -> str:

@@ -101,7 +101,7 @@ class Head:
 
     def signed_by(self, key: PublicKey) -> bool:
         """Whether it bears this key's signature."""
-        return self.key == key.fingerprint and key.verified("head", self._said, self.signature)
+        return key.verified("head", self._said, self.signature)
 
     @property
     def _said(self) -> dict[str, Any]:
@@ -565,6 +565,8 @@ def _told(folder: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         advice = next((text for word, text in _ADVICE.items() if word in str(error)), "see whether the disk is sound")
         raise RegisterError(f"the register in {folder} ({error}): {advice}") from None
+    except UnicodeDecodeError:  # SQLite quotes what is in a damaged file
+        raise RegisterError(f"the register in {folder} is damaged: put a copy of the folder in its place") from None
     except OSError as error:
         raise RegisterError(
             f"the register in {folder} ({error.strerror}): let this user read and write there"

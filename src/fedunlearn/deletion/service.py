@@ -38,7 +38,7 @@ from fedunlearn.deletion.events import (
     RoundDone,
     Waited,
 )
-from fedunlearn.deletion.outbox import Outbox
+from fedunlearn.deletion.outbox import OutboxError, desk
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import PublicKey, SigningKey, sha256
 from fedunlearn.deletion.standing import Entry, Standing, Unlearning
@@ -51,21 +51,17 @@ from fedunlearn.importing import path_of
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import NeedsError
-from fedunlearn.programs import LocalTraining
+from fedunlearn.programs import Evaluate, LocalTraining
 from fedunlearn.randomness import stable_seed
 from fedunlearn.requests import AnyOf, AskedFor, ForgetClass, ForgetClient, Rest
 from fedunlearn.rounds import Round, fedavg
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["DESK", "Plan", "Service", "ServiceError", "Site", "network_of"]
+__all__ = ["Plan", "Service", "ServiceError", "Site", "network_of"]
 
 _OPERATOR = ""  # files at the server itself, in the folder `desk`
 _MOST_FILED = 100  # requests that one client may file at a time, and refusals of a client that are written down
-
-
-DESK = "desk"
-"""Where in the register's folder the operator files."""
 
 
 class ServiceError(RuntimeError):
@@ -155,11 +151,11 @@ class Service:
         self._site, self._register, self._key = site, register, key
         self._architecture, self._plan = architecture, plan
         self._initial = initial or architecture.fresh(plan.seed)
-        self._desk = Outbox(register.folder / DESK)
+        self._desk = desk(register.folder)
         self._ledger, self._attended = Ledger(), dict[ClientId, int]()
+        self._unusable: list[tuple[ClientId, str]] = []  # answers, and why
         self._asking: dict[ClientId, set[str]] = {}  # what each filer has not been told the end of
         self._told: dict[str, str] = {}
-        self._refused: set[str] = set()
         self._since_look = plan.every
         for name, value in self.about(plan, self._initial).items():
             if (before := self._opened.about.get(name)) != value:
@@ -219,6 +215,7 @@ class Service:
                 last = self._standing.last
                 phase, number = (last.phase, last.number) if last else ("train", -1)
                 self._append(*self._faults(phase, number + 1), Waited(phase, number + 1, str(error)))
+                self._since_look = self._plan.every  # who is where may have changed
                 told = str(error)
         raise ServiceError(f"{told}, {self._plan.tries} times: start the server again once they are there, it goes on")
 
@@ -233,9 +230,10 @@ class Service:
             self._go_on(standing.current)
         elif standing.waiting:
             self._begin(standing.waiting)
-        elif standing.trained < self._plan.rounds:
+        elif standing.trained < self._plan.rounds and self._staying().clients:
             self._train()
         else:
+            self._since_look = self._plan.every
             return False
         return True
 
@@ -248,7 +246,10 @@ class Service:
             if attempt and not answers:
                 return
             filed = dict(self._site.exchange({filer: told for filer, told in answers.items() if filer}))
-            filed[_OPERATOR] = self._desk.exchange(list(answers.get(_OPERATOR, ())))
+            try:
+                filed[_OPERATOR] = self._desk.exchange(list(answers.get(_OPERATOR, ())))
+            except OutboxError as error:
+                raise ServiceError(f"{error}: make room, or let this user write there, then start again") from None
             self._note_told([answer for filer in filed for answer in answers.get(filer, ())])
             self._asking = {filer: set[str]() for filer in filed}
             for filer, statements in filed.items():
@@ -274,9 +275,14 @@ class Service:
 
     def _note_told(self, answers: Sequence[Mapping[str, Any]]) -> None:
         self._told |= {answer["request"]: answer["state"] for answer in answers}
-        requests = self._standing.requests
-        new = [id for answer in answers if "acknowledged" not in requests[id := answer["request"]].times]
-        self._append(*(Acknowledged(id) for id in new if requests[id].state != "refused"))
+        entered = [self._standing.requests.get(answer["request"]) for answer in answers]  # but for the refused
+        self._append(
+            *(
+                Acknowledged(entry.request)
+                for entry in entered
+                if entry is not None and entry.state != "refused" and "acknowledged" not in entry.times
+            )
+        )
 
     def _enter(self, filer: ClientId, content: Any) -> None:
         """Enter a request, once; or refuse it."""
@@ -305,7 +311,7 @@ class Service:
         if filer == _OPERATOR:
             if signed.key != self._key.public.text:
                 raise RequestProblem("requests at the server are the operator's: sign them with the server's key")
-            if scope.kind == "client" and said.client not in self._site.federation.clients:
+            if scope.kind == "client" and said.client not in self._ever:
                 raise RequestProblem(f"there is no client {said.client!r} in this federation")
             if scope.kind == "class" and said.client is not None:
                 raise RequestProblem("the operator asks for a class of everybody: leave --client out")
@@ -324,22 +330,22 @@ class Service:
 
     def _refuse(self, filer: ClientId, content: Any, why: str) -> None:
         """Write a refusal down, once, and not without end where a node files nonsense."""
-        fingerprint = sha256([filer, repr(content)[:10_000]])
-        refused = self._standing.refused
-        if fingerprint in self._refused or sum(r.client == filer for _, r in refused) >= _MOST_FILED:
-            return
-        self._refused.add(fingerprint)
         said = content.get("statement") if isinstance(content, dict) else None
         id = said.get("id") if isinstance(said, dict) else None
-        unknown = not (isinstance(id, str) and len(id) == 32) or id in self._standing.requests
-        self._append(Refused("" if unknown else str(id), filer or None, why))
-        if not unknown:
+        known = isinstance(id, str) and len(id) == 32 and id not in self._standing.requests
+        refusal = Refused(str(id) if known else "", filer or None, why)
+        before = [other for _, other in self._standing.refused if other.client == refusal.client]
+        if refusal not in before:
+            if len(before) >= _MOST_FILED:
+                return
+            self._append(refusal)
+        if known:
             self._asking[filer].add(str(id))
 
     # Rounds
 
     def _train(self) -> None:
-        number, federation = self._standing.trained, self._federation(self._standing.requests.values())
+        number, federation = self._standing.trained, self._staying()
         rounds = fedavg(federation, self.weights, self._plan.training, self._plan.seed, "train", number)
         self._round("train", None, timed("train", rounds), federation)
 
@@ -382,32 +388,27 @@ class Service:
     def _unlearn_or_recover(self, current: Unlearning) -> None:
         began, rounds = current.began, [done for _, done in current.rounds]
         task = self._task(began.unlearning, began.requests, self._loaded(began.checkpoint, began.before))
-        method = self._method(task)
-        if _described(method) != began.method:
-            raise ServiceError(
-                f"unlearning {began.unlearning} began with {began.method}: "
-                "start the server with that method until it is done"
-            )
+        method = self._begun(began)
         recovery = [done for done in rounds if done.phase == "recover"]
         if not recovery:
             last = Step("unlearn", self._resumed(rounds[-1]), 0.0) if rounds else None
             if self._round("unlearn", began.unlearning, unlearning(method, task, last), task.retained):
                 return
-        if why := self._ended(current, recovery, task):
+        # What has been asked since this unlearning began is left out from now on; its own unlearning comes next.
+        retained = self._staying()
+        if why := self._ended(current, recovery, retained):
             self._append(Recovered(began.unlearning, why))
             self._prune()
             return
-        # What has been asked since this unlearning began is left out from now on; its own unlearning comes next.
-        retained = self._federation(self._standing.requests.values())
         last = Step("recover" if recovery else "unlearn", self._resumed(rounds[-1]), 0.0) if rounds else None
         steps = recovering(method, replace(task, retained=retained), self._plan.most, last)
         self._round("recover", began.unlearning, steps, retained)
 
     def _ended(
-        self, current: Unlearning, recovery: Sequence[RoundDone], task: Task
+        self, current: Unlearning, recovery: Sequence[RoundDone], retained: Federation
     ) -> Literal["recovered", "limit", "nobody"] | None:
         """Why recovery is over, if it is."""
-        if not task.retained.clients:
+        if not retained.clients:
             return "nobody"
         values = [done.validation for done in recovery if done.validation is not None]
         if self._plan.stop.position(current.began.validation, values) is not None:
@@ -461,6 +462,7 @@ class Service:
                 validation,
             ),
             *faults,
+            *self._faults(phase, done.number),  # of the measurement
         )
         self._since_look += 1
         self._prune()
@@ -483,7 +485,8 @@ class Service:
     def _recognised(self, task: Task, ids: Sequence[str], weights: Weights) -> dict[str, dict[str, Any]]:
         """What each client that holds some of the data finds of them in a model; and of whom nothing is known, why."""
         entries = [self._standing.requests[id] for id in ids]
-        missing = {str(entry.client): "data already deleted" for entry in entries if entry.data == "deleted"}
+        missing = {str(entry.client): "no client any more" for entry in entries if entry.client in self._gone}
+        missing |= {str(entry.client): "data already deleted" for entry in entries if entry.data == "deleted"}
         asked = [client for client in task.forgotten.clients if client not in missing]
         turn, found = task.turn(phase="evaluate"), {}
         if asked:
@@ -498,9 +501,13 @@ class Service:
 
     # What is computed on
 
+    def _staying(self) -> Federation:
+        """All clients, without all that was ever asked to be forgotten."""
+        return self._federation(self._standing.requests.values())
+
     def _federation(self, leaving_out: Iterable[Entry]) -> Federation:
         """All clients, without what these requests are about; metered, and sampled if the plan says so."""
-        federation: Federation = Metered(_Attended(self._site.federation, self._attended), self._ledger)
+        federation: Federation = Metered(_Attended(self._site.federation, self._attended, self._unusable), self._ledger)
         if self._plan.participation < 1:
             federation = Sampled(federation, self._plan.participation)
         predicates = tuple(_predicate(entry) for entry in leaving_out if entry.state != "refused")
@@ -512,7 +519,10 @@ class Service:
         earlier = [entry for entry in entries.values() if entry.unlearning is not None and entry.unlearning < number]
         request = AnyOf(tuple(_predicate(entries[id]) for id in ids))
         left = tuple(
-            str(entries[id].client) for id in ids if entries[id].scope == "client" and entries[id].data == "deleted"
+            client
+            for id in ids
+            if entries[id].scope == "client" and entries[id].data == "deleted"
+            if (client := str(entries[id].client)) not in self._gone
         )
         return Task.of(
             self._federation(earlier),
@@ -534,11 +544,31 @@ class Service:
             return NoT()
         return self._plan.method
 
+    def _begun(self, began: Began) -> Method:
+        """The method that an unlearning began with, whoever has come or gone since."""
+        for method in (self._plan.method, NoT(), Retrain()):
+            if _described(method) == began.method:
+                return method
+        raise ServiceError(
+            f"unlearning {began.unlearning} began with {began.method}: start the server with that method until it is "
+            "done"
+        )
+
     # What is kept
 
     @property
     def _standing(self) -> Standing:
         return self._register.standing()
+
+    @property
+    def _ever(self) -> set[ClientId]:
+        """Clients whose data may be in the model."""
+        return self._standing.enrolled | set(self._site.federation.clients)
+
+    @property
+    def _gone(self) -> set[ClientId]:
+        """Those that are not on the list any more."""
+        return self._ever - set(self._site.federation.clients)
 
     @property
     def _opened(self) -> Opened:
@@ -551,12 +581,17 @@ class Service:
             self._register.append(*events)
 
     def _faults(self, phase: str, number: int) -> list[Fault]:
-        return [Fault(client, what, detail, phase, number) for client, what, detail in self._site.faults()]
+        unusable = [(client, "malformed", why) for client, why in self._unusable]
+        self._unusable.clear()
+        return [Fault(*what, phase, number) for what in (*self._site.faults(), *unusable)]
 
     def _save(self, weights: Weights, name: str = "model") -> str:
         """Write a model; the event that names its file comes after it."""
         file = f"{self._register.head.count:08d}-{name}.safetensors"
-        save_weights(weights, self._register.checkpoints / file)
+        try:
+            save_weights(weights, self._register.checkpoints / file)
+        except CheckpointError as error:
+            raise ServiceError(f"{error}: make room, or let this user write there, then start again") from None
         return file
 
     def _loaded(self, file: str, digest: str) -> Weights:
@@ -597,24 +632,44 @@ class Service:
 
 
 class _Attended(Wrapper):
-    """Notes who answers, with how many samples."""
+    """Notes who answers, with how many samples, and leaves out what a round can do nothing with."""
 
-    def __init__(self, inner: Federation, samples: dict[ClientId, int]) -> None:
+    def __init__(self, inner: Federation, samples: dict[ClientId, int], unusable: list[tuple[ClientId, str]]) -> None:
         super().__init__(inner)
-        self._samples = samples
+        self._samples, self._unusable = samples, unusable
 
     def around(self, inner: Federation) -> Self:
         """See `Wrapper.around`."""
-        return type(self)(inner, self._samples)
+        return type(self)(inner, self._samples, self._unusable)
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
-        """See `Federation.run`."""
+        """See `Federation.run`.
+
+        Raises:
+            TooFewClients: at the end, where there were answers, and none with a model behind which there is a sample.
+        """
+        answered, samples = 0, 0
         for client, reply in self.inner.run(program, weights, turn, clients):
+            answered += 1
+            if why := _why_unusable(program, turn, reply):
+                self._unusable.append((client, why))
+                continue
             if turn.phase != "evaluate":
                 self._samples[client] = reply.samples
+            samples += reply.samples
             yield client, reply
+        if turn.phase != "evaluate" and answered and not samples:
+            raise TooFewClients(f"{answered} clients answered, none with a model that was trained on a sample")
+
+
+def _why_unusable(program: Program, turn: Turn, reply: Reply) -> str | None:
+    if turn.phase != "evaluate" and reply.weights is None:
+        return "an answer without a model"
+    if isinstance(program, Evaluate) and reply.samples and not 0 <= reply.metrics.get("accuracy", -1.0) <= 1:
+        return "an answer without an accuracy from 0 to 1"
+    return None
 
 
 def _predicate(entry: Entry) -> Predicate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -101,6 +101,7 @@ class Standing:
     Attributes:
         opened: whose register it is; None: it is empty.
         clients: the public key of each client on the list; empty in a simulation.
+        enrolled: all that have ever been on it.
         requests: by id, in the order in which they came.
         refused: those that came to nothing, also ones without an id.
         rounds: all, in order, each with the time when it was over.
@@ -110,6 +111,7 @@ class Standing:
 
     opened: Opened | None = None
     clients: dict[str, str] = field(default_factory=dict)
+    enrolled: set[str] = field(default_factory=set)
     requests: dict[str, Entry] = field(default_factory=dict)
     refused: list[tuple[str, Refused]] = field(default_factory=list)
     rounds: list[tuple[str, RoundDone]] = field(default_factory=list)
@@ -157,9 +159,9 @@ def fold(now: Standing, at: str, event: Event) -> None:
     match event:
         case Opened():
             now.opened = event
-            now.clients = dict(event.clients)
+            _enrol(now, event.clients)
         case Enrolled():
-            now.clients = dict(event.clients)
+            _enrol(now, event.clients)
         case Filed():
             if event.request in now.requests:
                 raise EventProblem(f"request {event.request} is filed twice")
@@ -204,6 +206,11 @@ def fold(now: Standing, at: str, event: Event) -> None:
             now.waits.append((at, event))
         case Rotated():
             now.rotations.append((at, event))
+
+
+def _enrol(now: Standing, clients: Mapping[str, str]) -> None:
+    now.clients = dict(clients)
+    now.enrolled |= clients.keys()
 
 
 def _unlearning(now: Standing, number: int) -> Unlearning:

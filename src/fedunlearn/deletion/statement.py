@@ -16,7 +16,6 @@ LONGEST_REASON = 500
 """Characters."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _CLIENT = 200  # characters of a client's id
 
 Data = Literal["here", "deleted"]
@@ -79,7 +78,7 @@ class Statement:
 
     def __post_init__(self) -> None:
         whole = all(isinstance(value, str) for value in (self.id, self.scope, self.reason, self.filed))
-        if not whole or not _ID.fullmatch(self.id) or not _TIME.fullmatch(self.filed):
+        if not whole or not _ID.fullmatch(self.id) or not _is_time(self.filed):
             raise RequestProblem("a request needs an id of 32 hexadecimal digits and a time in UTC")
         scope = Scope.of(self.scope)
         if str(scope) != self.scope:
@@ -146,6 +145,13 @@ class Signed:
 
 def _is_client(id: object) -> bool:
     return isinstance(id, str) and 0 < len(id) <= _CLIENT and id.isprintable()
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).isoformat(timespec="seconds") == text
+    except (ValueError, OverflowError):
+        return False
 
 
 def now() -> str:

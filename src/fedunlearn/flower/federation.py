@@ -231,10 +231,11 @@ _COUNT = Limits(0, 0, 10_000)  # of an answer that is one number
 
 @dataclass(frozen=True)
 class Stranger:
-    """A node that is not used, and why."""
+    """A node that is not used, why, and whether it has answered at all: if not, it may when it is asked again."""
 
     node: int
     reason: str
+    answered: bool = True
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,8 @@ def greet(grid: Grid, roster: Mapping[ClientId, str] | None, *, deadline: float 
     for node, message in messages.items():
         try:
             if node not in replies:
-                raise MessageError("it gave no answer")
+                strangers.append(Stranger(node, "it gave no answer", answered=False))
+                continue
             signed = {"nonce": nonces[node], "node_id": node, "run_id": message.metadata.run_id}
             claims.setdefault(_claimed(_told_by(replies[node]), signed, keys), []).append(node)
         except MessageError as error:
@@ -372,7 +374,7 @@ def _message(content: RecordDict, node: int, kind: str, deadline: float) -> Mess
 def _gathered(grid: Grid, messages: Mapping[_K, Message], deadline: float) -> dict[_K, Message]:
     """The replies that come in time; who is not there, or was killed at work, has given none."""
     end, pause = time.monotonic() + deadline, _POLL
-    pushed = {id for id in grid.push_messages(list(messages.values())) if id}
+    pushed = _pushed(grid, list(messages.values()))
     waiting = {m.metadata.message_id: key for key, m in messages.items() if m.metadata.message_id in pushed}
     replies: dict[_K, Message] = {}
     while True:
@@ -385,6 +387,15 @@ def _gathered(grid: Grid, messages: Mapping[_K, Message], deadline: float) -> di
             return replies
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, _SLOWEST_POLL)
+
+
+def _pushed(grid: Grid, messages: list[Message]) -> set[str]:
+    """Ids of the messages that are on their way; none, where the link is down."""
+    try:
+        return {id for id in grid.push_messages(messages) if id}
+    except Exception as error:
+        _log.warning("messages could not be pushed: %r", error)
+        return set()
 
 
 def _pulled(grid: Grid, ids: Sequence[str]) -> list[Message]:

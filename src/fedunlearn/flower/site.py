@@ -114,8 +114,11 @@ class FlowerSite:
         return found
 
     def _meet(self) -> None:
-        """Ask who is who, if nodes have come or gone."""
-        seen = frozenset(self._grid.get_node_ids())
+        """Ask who is who, if nodes have come or gone, or one of them has not said it yet."""
+        try:
+            seen = frozenset(self._grid.get_node_ids())
+        except Exception as error:  # whatever the link raises while it starts again
+            raise TooFewClients(f"which nodes there are could not be asked ({error!r})") from error
         if seen == self._seen:
             return
         greeting = greet(self._grid, self._roster, deadline=self._deadline)
@@ -127,7 +130,7 @@ class FlowerSite:
             if stranger.node not in self._strangers:
                 self._strangers.add(stranger.node)
                 self._faults.append(("", "stranger", f"node {stranger.node}: {stranger.reason}"))
-        self._seen = seen
+        self._seen = seen.difference(stranger.node for stranger in greeting.strangers if not stranger.answered)
 
     def _note(self, fault: Fault) -> None:
         self._faults.append((fault.client, fault.kind, fault.detail))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from markupsafe import Markup
 
 from fedunlearn.amounts import scaled, tell_bytes
-from fedunlearn.deletion.events import Fault, RoundDone, Waited
+from fedunlearn.deletion.events import Fault, RoundDone, Waited, tell_method
 from fedunlearn.deletion.standing import Entry, Standing, Unlearning
 from fedunlearn.report.register_figures import moments, quality
 from fedunlearn.report.rendering import render
@@ -270,7 +270,7 @@ def _tile_of(standing: Standing) -> Callable[[tuple[int, Unlearning]], _Unlearni
         rounds = [done for _, done in one.rounds]
         facts = [
             ("Began", f"{_time(one.at)} UTC, after {_counted(before[number], 'round')}"),
-            ("Method", _method(one.began.method)),
+            ("Method", tell_method(one.began.method)),
             ("Layers negated", _negated(one)),
             ("Accuracy before", _percent(one.began.validation)),
             ("Accuracy after", _percent(_last_known(_recovery(one)))),
@@ -319,11 +319,6 @@ def _negated(one: Unlearning) -> str:
     before, after = one.began.negations, own[-1].negations if own else one.began.negations
     added = after[len(before) :] if after[: len(before)] == before else after
     return "; ".join(", ".join(names) for names in added) or "none"
-
-
-def _method(method: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{name}: {_plain(value)}" for name, value in method.get("options", {}).items())
-    return f"{method.get('name', UNKNOWN)}{f' ({told})' if told else ''}"
 
 
 def _up(rounds: Sequence[RoundDone]) -> str:
