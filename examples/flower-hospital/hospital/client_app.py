@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import Context
 
-from fedunlearn.flower.client import client_app
+from fedunlearn.flower import client_app
 
 
 def network() -> Any:
