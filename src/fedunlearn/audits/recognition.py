@@ -7,7 +7,8 @@ is the program, `recognised` the comparison, and `judged` what the server makes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -37,8 +38,12 @@ LIMITS = (
 
 Status = Literal["nothing found", "traces found", "cannot tell", "not audited"]
 
+_ROUNDING = 1e-9  # of sums of losses, in standard errors
 _BLOCK = 2**20  # ranks that are shuffled at once, so that memory does not grow with the client's data
 _CERTAIN = 8.0  # standard deviations, beyond which an area is 1
+_LARGEST = 1e7  # no gap is as large, for `confidence` lies within 1e6
+_PARTS = 2  # area and gap
+_POWER = float(stats.norm.ppf(POWER))
 _NAMED = 3  # clients in a sentence; `Judgement.clients` has all
 
 
@@ -70,11 +75,13 @@ class Recognised:
         unseen: samples that nobody trained on, and that they were compared with.
         area: probability that the model is surer of a member than of an unseen sample of the same class, ties counting
             half, over all such pairs; 0.5 by chance.
-        p_known: how often chance alone gives an area as large.
-        p_shunned: how often chance alone gives an area as small.
+        gap: by how much the mean loss (cross-entropy) of members is lower than that of unseen samples of the same
+            class, mean over classes, each with weight mu / (m + u) for m members and u unseen samples; 0 by chance.
+        p_known: how often chance alone makes the model know the members as much better, by ``area`` or by ``gap``.
+        p_shunned: how often chance alone makes it know them as much worse.
         accuracy_members, accuracy_unseen: shares, in [0, 1], that the model puts into the right class.
         pairs: of a member and an unseen sample of the same class.
-        error: standard deviation of ``area`` by chance, in [0, 0.5].
+        area_error, gap_error: standard deviations of ``area`` and ``gap`` by chance.
         least_p: the smallest p-value that so few samples and so many draws can give.
     """
 
@@ -82,12 +89,14 @@ class Recognised:
     members: int = 0
     unseen: int = 0
     area: float = 0.5
+    gap: float = 0.0
     p_known: float = 1.0
     p_shunned: float = 1.0
     accuracy_members: float = 0.0
     accuracy_unseen: float = 0.0
     pairs: int = 0
-    error: float = 0.0
+    area_error: float = 0.0
+    gap_error: float = 0.0
     least_p: float = 1.0
 
     @classmethod
@@ -97,14 +106,14 @@ class Recognised:
         Raises:
             ValueError: a number is missing or impossible.
         """
-        counts = {name: int(_number(metrics, name, 2**53, whole=True)) for name in _COUNTS}
-        shares = {name: float(_number(metrics, name, largest)) for name, largest in _SHARES.items()}
-        found = cls(**counts, **shares)  # type: ignore[arg-type]
+        counts = {name: int(_number(metrics, name, 0, 2**53, whole=True)) for name in _COUNTS}
+        rest = {name: float(_number(metrics, name, *ends)) for name, ends in _RANGES.items()}
+        found = cls(**counts, **rest)  # type: ignore[arg-type]
         some = min(found.members, found.unseen, found.pairs) > 0
         if (
             found.members > found.forgotten
             or found.pairs > found.members * found.unseen
-            or (min(found.error, found.least_p) <= 0 if some else found != cls(found.forgotten))
+            or (min(found.area_error, found.least_p) <= 0 if some else found != cls(found.forgotten))
         ):
             raise ValueError(f"a client's numbers contradict each other ({found}): leave it out as not audited")
         return found
@@ -116,8 +125,9 @@ class Recognised:
         in every class, the area is Phi(d / sqrt 2), and each class's statistic of Mann and Whitney has a known
         variance, by the chances that a member is above two unseen samples, or two members above one (`_spread`).
         The test finds an area that lies above 0.5 by the level's quantile times the standard error by chance, plus the
-        power's quantile times the standard error at that area. By symmetry 1 minus it is the largest that would be
-        found where members lie lower.
+        power's quantile times the standard error at that area; of the level the area has one half, the gap the other.
+        By symmetry 1 minus it is the largest that would be found where members lie lower. Below ten samples on either
+        side the normal approximation promises a little too much.
 
         Args:
             tests: among which this is one: each has its share of the level, as the surest has by Holm's adjustment.
@@ -127,33 +137,51 @@ class Recognised:
         """
         if self.least_p > LEVEL / tests or not self.pairs:
             return None
-        threshold = float(stats.norm.isf(LEVEL / tests)) * self.error
+        threshold = _level(tests) * self.area_error
 
         def lead(shift: float) -> float:
-            return float(special.ndtr(shift)) - 0.5 - threshold - float(stats.norm.ppf(POWER)) * self._spread(shift)
+            return float(special.ndtr(shift)) - 0.5 - threshold - _POWER * self._spread(shift)
 
         if lead(_CERTAIN) <= 0:
             return None
         shift = float(optimize.brentq(lead, 0.0, _CERTAIN))
         return float(special.ndtr(shift))
 
+    def smallest_gap(self, tests: int = 1) -> float | None:
+        """The smallest gap, likewise: as many standard errors as both quantiles are together; None: there can be none.
+
+        The losses' spread is taken for the same whether there is a gap or not.
+        """
+        if self.least_p > LEVEL / tests or not self.gap_error:
+            return None
+        return (_level(tests) + _POWER) * self.gap_error
+
     def _spread(self, shift: float) -> float:
-        """Standard deviation of the area where it is Phi(shift), from `pairs` and `error` alone.
+        """Standard deviation of the area where it is Phi(shift), from `pairs` and `area_error` alone.
 
         Of m members and u unseen samples of a class the statistic's variance is mu (A(1 - A) + (m + u - 2)(Q - A^2)),
         with Q the chance that one sample of either side lies beyond two of the other. By chance, where A = 1/2 and
-        Q = 1/3, that is mu (m + u + 1) / 12, so the sum of mu (m + u + 1) over classes is 12 (pairs * error)^2.
+        Q = 1/3, that is mu (m + u + 1) / 12, so the sum of mu (m + u + 1) over classes is 12 (pairs * area_error)^2.
         """
         area = float(special.ndtr(shift))
         beyond = area - 2 * float(special.owens_t(shift, 3**-0.5))  # both of two normals that are correlated by 1/2
-        triples = 12 * (self.pairs * self.error) ** 2 - 3 * self.pairs
+        triples = 12 * (self.pairs * self.area_error) ** 2 - 3 * self.pairs
         variance = self.pairs * area * (1 - area) + max(triples, 0.0) * max(beyond - area**2, 0.0)
         return float(np.sqrt(variance)) / self.pairs
 
 
 _COUNTS = ("forgotten", "members", "unseen", "pairs")
-_SHARES = {"area": 1.0, "p_known": 1.0, "p_shunned": 1.0, "accuracy_members": 1.0, "accuracy_unseen": 1.0,
-           "error": 0.5, "least_p": 1.0}  # fmt: skip
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("area", "p_known", "p_shunned", "accuracy_members", "accuracy_unseen", "least_p"), (0.0, 1.0)),
+    "gap": (-_LARGEST, _LARGEST),
+    "area_error": (0.0, 0.5),
+    "gap_error": (0.0, _LARGEST),
+}
+
+
+def _level(tests: int) -> float:
+    """Quantile of a part's share of the level, in standard errors."""
+    return float(stats.norm.isf(LEVEL / tests / _PARTS))
 
 
 @dataclass(frozen=True)
@@ -197,7 +225,9 @@ def recognised(forgotten: Said, unseen: Said, seed: int = 0) -> Recognised:
     """Compare, within classes, how sure a model is of what was to be forgotten and of what it never saw.
 
     Had the model nothing to do with the former, each sample of a class could as well be one of the latter: so who is
-    who is drawn again within each class, `DRAWS` times, an exact test without any assumption on the confidences.
+    who is drawn again within each class, `DRAWS` times, an exact test without any assumption on the confidences. It
+    looks at the larger of area and gap, each in its standard errors: the ranks see where the model is a little surer of
+    most, the losses where unseen samples alone are badly wrong, which is how networks that generalise remember.
 
     Args:
         forgotten: of training samples that were to be forgotten.
@@ -208,43 +238,72 @@ def recognised(forgotten: Said, unseen: Said, seed: int = 0) -> Recognised:
     if not len(classes):
         return Recognised(len(forgotten.labels))
     rng = np.random.default_rng(seed)
-    pairs, wins, variance, arrangements = 0, 0.0, 0.0, 1.0
-    chance = np.zeros(DRAWS)
-    for label in classes:
-        ours = forgotten.confidence[forgotten.labels == label]
-        theirs = unseen.confidence[unseen.labels == label]
-        m, u = len(ours), len(theirs)
-        # Of ranks less their least sum: counts of wins, whole or half, which floats add without rounding.
-        ranks, least = stats.rankdata(np.concatenate([ours, theirs])), m * (m + 1) / 2
-        wins += float(ranks[:m].sum()) - least
-        chance += _drawn(ranks, m, rng) - least
-        pairs += m * u
-        variance += m * u * (m + u + 1) / 12
-        arrangements = min(arrangements * float(special.comb(m + u, m)), 1.0 + DRAWS)
+    strata = [
+        _Stratum(forgotten.confidence[forgotten.labels == label], unseen.confidence[unseen.labels == label])
+        for label in classes
+    ]
+    seen = np.sum([stratum.leads([np.arange(stratum.members)[None]]) for stratum in strata], axis=0)
+    chance = np.sum([stratum.leads(stratum.drawn(rng)) for stratum in strata], axis=0)
+    spread = np.sqrt(np.sum([stratum.variances for stratum in strata], axis=0))
+    ours, theirs = (np.divide(leads, spread, out=np.zeros_like(leads), where=spread > 0) for leads in (seen, chance))
+    pairs, weight = sum(s.members * s.unseen for s in strata), sum(s.weight for s in strata)
     members, others = np.isin(forgotten.labels, classes), np.isin(unseen.labels, classes)
     return Recognised(
         forgotten=len(forgotten.labels),
         members=int(members.sum()),
         unseen=int(others.sum()),
-        area=wins / pairs,
-        p_known=float(1 + (chance >= wins).sum()) / (1 + DRAWS),
-        p_shunned=float(1 + (chance <= wins).sum()) / (1 + DRAWS),
+        area=0.5 + float(seen[0, 0]) / pairs,
+        gap=float(seen[0, 1]) / weight,
+        p_known=_share(theirs.max(1) >= ours.max() - _ROUNDING),
+        p_shunned=_share(theirs.min(1) <= ours.min() + _ROUNDING),
         accuracy_members=float(forgotten.correct[members].mean()),
         accuracy_unseen=float(unseen.correct[others].mean()),
         pairs=pairs,
-        error=float(np.sqrt(variance)) / pairs,
-        least_p=1 / arrangements,
+        area_error=float(spread[0]) / pairs,
+        gap_error=float(spread[1]) / weight,
+        least_p=1 / min(1.0 + DRAWS, math.prod(s.arrangements for s in strata)),
     )
 
 
-def _drawn(ranks: NDArray[np.float64], members: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Sums of the ranks of as many members, drawn `DRAWS` times."""
-    rows = max(1, _BLOCK // len(ranks))
-    sums = [
-        rng.permuted(np.tile(ranks, (min(rows, DRAWS - done), 1)), axis=1)[:, :members].sum(1)
-        for done in range(0, DRAWS, rows)
-    ]
-    return np.concatenate(sums)
+class _Stratum:
+    """The samples of one class: members first, then unseen ones."""
+
+    def __init__(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
+        both = np.concatenate([ours, theirs])
+        self.members, self.unseen = len(ours), len(theirs)
+        values = np.stack([stats.rankdata(both), -np.logaddexp(0.0, -both)], 1)  # ranks, and losses with their sign
+        self.values = values - values.mean(0)  # so that any members' sums are 0 by chance
+
+    @property
+    def weight(self) -> float:
+        return self.members * self.unseen / len(self.values)
+
+    @property
+    def variances(self) -> NDArray[np.float64]:
+        """Of both leads by chance; of the ranks without regard to ties, as `Recognised.smallest_area` has it."""
+        of_ranks = self.members * self.unseen * (len(self.values) + 1) / 12
+        return np.array([of_ranks, self.weight * self.values[:, 1].var(ddof=1)])
+
+    @property
+    def arrangements(self) -> float:
+        """In how many ways the members can be chosen; no more than count."""
+        return min(1.0 + DRAWS, float(special.comb(len(self.values), self.members)))
+
+    def drawn(self, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        """Positions of as many members, `DRAWS` times, in blocks of draws."""
+        samples = np.arange(len(self.values))
+        rows = max(1, _BLOCK // len(samples))
+        for done in range(0, DRAWS, rows):
+            tiled = np.tile(samples, (min(rows, DRAWS - done), 1))
+            yield rng.permuted(tiled, axis=1)[:, : self.members]
+
+    def leads(self, drawn: Iterable[NDArray[np.int64]]) -> NDArray[np.float64]:
+        """How far members at these positions lie above chance: in wins over unseen ones, and in weighted gaps."""
+        return np.concatenate([self.values[positions].sum(1) for positions in drawn])
+
+
+def _share(as_good: NDArray[np.bool_]) -> float:
+    return float(1 + as_good.sum()) / (1 + DRAWS)
 
 
 @dataclass(frozen=True)
@@ -257,7 +316,7 @@ class Finding:
         before, after: what the client measured of the model from before the request, and of the new one.
         p_known, p_shunned: of the new model, adjusted (Holm) for all clients and both directions; None: no test.
         p_known_before: of the model from before, adjusted likewise.
-        smallest_area: that would have been found in so many tests; None: not even 1.
+        smallest_area, smallest_gap: that would have been found in so many tests; None: not even an area of 1.
     """
 
     status: Status
@@ -268,6 +327,7 @@ class Finding:
     p_shunned: float | None = None
     p_known_before: float | None = None
     smallest_area: float | None = None
+    smallest_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -275,7 +335,7 @@ class Judgement:
     """What the clients' answers come to; `dataclasses.asdict` gives what JSON can hold.
 
     Attributes:
-        status: "traces found": at some client the new model is surer, or less sure, of what was to be forgotten than of
+        status: "traces found": at some client the new model knows what was to be forgotten better, or worse, than
             unseen samples; "cannot tell": not so, but at some client that would mean nothing, for the same test does
             not find the samples in the model that was trained on them, or has too few; "nothing found": the test finds
             them in the old model at every client that answered, and in the new one at none; "not audited": no client
@@ -344,10 +404,10 @@ def _finding(
     p_after: tuple[float, float] | None,
     tests: int,
 ) -> Finding:
-    smallest = after.smallest_area(tests) if p_after else None
+    area, gap = (after.smallest_area(tests), after.smallest_gap(tests)) if p_after else (None, None)
     known, shunned = p_after or (None, None)
-    found = _status(before, after, p_before, p_after, smallest)
-    return Finding(*found, before, after, known, shunned, p_before[0] if p_before else None, smallest)
+    found = _status(before, after, p_before, p_after, blind=area is None)
+    return Finding(*found, before, after, known, shunned, p_before[0] if p_before else None, area, gap)
 
 
 def _status(
@@ -355,29 +415,30 @@ def _status(
     after: Recognised,
     p_before: tuple[float, float] | None,
     p_after: tuple[float, float] | None,
-    smallest: float | None,
+    *,
+    blind: bool,
 ) -> tuple[Status, str]:
     """Of one client, and why."""
     if p_after and p_after[0] <= LEVEL:
         return "traces found", (
-            "the model is surer of the samples that were to be forgotten than of unseen ones of their classes "
-            f"(area {after.area:.3f}, by chance 0.5; p {tell_p(p_after[0])})"
+            "the model knows the samples that were to be forgotten better than unseen ones of their classes "
+            f"({_measured([after])}; p {tell_p(p_after[0])})"
         )
     if p_after and p_after[1] <= LEVEL:
         return "traces found", (
-            "the model is less sure of the samples that were to be forgotten than of unseen ones of their classes, "
-            f"which tells them apart too (area {after.area:.3f}, by chance 0.5; p {tell_p(p_after[1])})"
+            "the model knows the samples that were to be forgotten worse than unseen ones of their classes, "
+            f"which tells them apart too ({_measured([after])}; p {tell_p(p_after[1])})"
         )
     if not after.members:
         return "cannot tell", "there is no unseen sample of the classes that were to be forgotten"
-    if smallest is None:
+    if blind:
         return "cannot tell", "there are so few samples, for so many tests, that nothing could have been found"
     if before is None or p_before is None:
         return "cannot tell", "nothing is known of the model from before"
     if p_before[0] > LEVEL:
         return "cannot tell", (
             "the same test does not find the samples in the model from before, which was trained on them "
-            f"(area {before.area:.3f}, p {tell_p(p_before[0])}), so that to find nothing in the new one means little"
+            f"({_measured([before])}; p {tell_p(p_before[0])}), so that to find nothing in the new one means little"
         )
     return "nothing found", "the same test finds the samples in the model from before"
 
@@ -391,10 +452,12 @@ def _sentence(status: Status, clients: Mapping[ClientId, Finding]) -> str:
         return f"Not audited: {gone if len(missing) > 1 else only}."
     said = [f"{status.capitalize()}: {_nothing(clients) if status == 'nothing found' else _told(clients, status)}."]
     areas = [found.smallest_area for found in clients.values() if found.smallest_area is not None]
+    gaps = [found.smallest_gap for found in clients.values() if found.smallest_gap is not None]
+    gap = f", or a gap of {max(gaps):.3f} either way" if gaps else ""
     if status != "traces found" and areas:
         said.append(
             f"With a probability of {POWER:.0%} the test would have found an area of {max(areas):.3f} or more, or "
-            f"{1 - max(areas):.3f} or less (by chance 0.5); what lies between may have gone unnoticed."
+            f"{1 - max(areas):.3f} or less (by chance 0.5){gap}; less may have gone unnoticed."
         )
     if gone:
         said.append(f"Not audited: {gone}.")
@@ -412,10 +475,11 @@ def _told(clients: Mapping[ClientId, Finding], status: Status) -> str:
 def _nothing(clients: Mapping[ClientId, Finding]) -> str:
     news = [found.after for found in clients.values() if found.after]
     olds = [found.before for found in clients.values() if found.after and found.before]
+    members, unseen = sum(new.members for new in news), sum(new.unseen for new in news)
     return (
-        f"the model is neither surer nor less sure of {sum(new.members for new in news)} samples that were to be "
-        f"forgotten than of {sum(new.unseen for new in news)} unseen ones of their classes (area {_range(news)}), and "
-        f"the same test finds them in the model from before ({_range(olds)})"
+        f"the model knows {members} samples that were to be forgotten neither better nor worse than {unseen} unseen "
+        f"ones of their classes ({_measured(news)}), and the same test finds them in the model from before "
+        f"({_measured(olds)})"
     )
 
 
@@ -432,16 +496,21 @@ def _clients(names: list[ClientId]) -> str:
     return f"client{'s' if len(names) > 1 else ''} {', '.join(names[:_NAMED])}{more}"
 
 
-def _range(answers: list[Recognised]) -> str:
-    low, high = (f"{end(one.area for one in answers):.3f}" for end in (min, max))
+def _measured(answers: list[Recognised]) -> str:
+    area, gap = (_range([getattr(one, name) for one in answers]) for name in ("area", "gap"))
+    return f"area {area}, gap in the loss {gap}"
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
     return low if low == high else f"{low} to {high}"
 
 
-def _number(metrics: Mapping[str, Any], name: str, largest: float, *, whole: bool = False) -> float:
+def _number(metrics: Mapping[str, Any], name: str, least: float, largest: float, *, whole: bool = False) -> float:
     value = metrics.get(name)
-    if isinstance(value, int | float) and 0 <= value <= largest and not (whole and value % 1):
+    if isinstance(value, int | float) and least <= value <= largest and not (whole and value % 1):
         return value
     raise ValueError(
-        f"a client's {name} must be a {'whole ' if whole else ''}number from 0 to {largest:g}, "
+        f"a client's {name} must be a {'whole ' if whole else ''}number from {least:g} to {largest:g}, "
         "and is not: leave it out as not audited"
     )

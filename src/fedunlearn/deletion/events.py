@@ -263,8 +263,10 @@ KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in get_args(Event)}
 
 def tell_method(method: Mapping[str, Any]) -> str:
     """A method as `Began` has it, in a line: ``NoT(again="other", layers=First)``."""
+    if not method:
+        return "not known"
     options = (f"{name}={_told(value)}" for name, value in method.get("options", {}).items())
-    return f"{method.get('name', 'not known')}({', '.join(options)})"
+    return f"{method.get('name')}({', '.join(options)})"
 
 
 def _told(value: Any) -> str:

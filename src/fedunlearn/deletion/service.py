@@ -518,14 +518,11 @@ class Service:
         entries = self._standing.requests
         earlier = [entry for entry in entries.values() if entry.unlearning is not None and entry.unlearning < number]
         request = AnyOf(tuple(_predicate(entries[id]) for id in ids))
-        left = tuple(
-            client
-            for id in ids
-            if entries[id].scope == "client" and entries[id].data == "deleted"
-            if (client := str(entries[id].client)) not in self._gone
-        )
+        federation = self._federation(earlier)
+        gone = {entries[id].client for id in ids if entries[id].scope == "client" and entries[id].data == "deleted"}
+        left = tuple(client for client in federation.clients if client in gone) if gone else ()
         return Task.of(
-            self._federation(earlier),
+            federation,
             weights,
             request,
             self._plan.training,
