@@ -14,23 +14,28 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "flower-hospital"
 @contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
     """Whatever happens in the body, the processes of a folder end; that none is left is seen in another way too."""
-    from deployment import Deployment
-
     try:
         yield
     finally:
-        deployment = Deployment(folder)
-        deployment.stop()
-        marks = (str(deployment.folder), deployment.address)
-        left = {pid: command for pid, command in commands().items() if any(mark in command for mark in marks)}
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        assert left == {}
-        assert list(deployment.processes()) == []
+        if folder.exists():
+            _end(folder)
 
 
-def commands() -> dict[int, str]:
+def _end(folder: Path) -> None:
+    from deployment import Deployment
+
+    deployment = Deployment(folder)
+    deployment.stop()
+    marks = (str(deployment.folder), deployment.address)
+    left = {pid: command for pid, command in _commands().items() if any(mark in command for mark in marks)}
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert left == {}
+    assert list(deployment.processes()) == []
+
+
+def _commands() -> dict[int, str]:
     """Of all other processes on this machine."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
