@@ -4,8 +4,8 @@ Three clients with 600 images each (480 trained on, 120 for validation), the 97k
 epoch; a round with its measurement of accuracy, and a whole client-wise request: NoT, five rounds of recovery, each
 measured, an audit before and one after. Ways to do it:
 
-- in-process: the methods on `InProcess`, by hand, without register and receipt; with a worker for each core, and with one,
-  since a `LocalGrid` has no more;
+- in-process: the methods on `InProcess`, by hand, without register and receipt; with a worker for each core, and with
+  one, since a `LocalGrid` has no more;
 - LocalGrid: `Service` in this process, so messages, register and receipt come on top; in turns with those before;
 - simulation: `Service` in Flower's simulation, on ray;
 - deployment: `Service` on a SuperLink with TLS and authentication and three SuperNodes, all on this machine.
@@ -74,7 +74,7 @@ from fedunlearn.weights import Weights  # noqa: E402
 
 STAGES = ("process", "pieces", "simulation", "deployment")
 IN_PROCESS, ONE_WORKER, LOCAL = "in-process", "in-process, one worker", "LocalGrid"
-SIMULATED = {"first round": 1, "round": 9, "sparse round": 9, "empty work": 5, "request": 3}
+SIMULATED = {"first round": 1, "round": 6, "sparse round": 6, "empty work": 5, "request": 3}
 DEPLOYED = {"first round": 0, "round": 2, "sparse round": SPARSE, "empty work": 2, "request": 1}
 PATIENCE = 900.0  # seconds for a simulation or a deployment
 

@@ -97,9 +97,11 @@ class Served:
     @contextmanager
     def _new_register(self) -> Iterator[Register]:
         opened = Opened(self._roster, self._key.public.text, Service.about(PLAN, self._architecture.fresh(PLAN.seed)))
-        with tempfile.TemporaryDirectory(dir=self._server) as place:
-            with Register.create(Path(place), self._key, opened) as register:
-                yield register
+        with (
+            tempfile.TemporaryDirectory(dir=self._server) as place,
+            Register.create(Path(place), self._key, opened) as register,
+        ):
+            yield register
 
     def _service(self, register: Register, plan: Plan) -> Service:
         return Service(self._site, register, self._key, self._architecture, plan)
