@@ -118,11 +118,13 @@ def in_process(rounds: int, requests: int) -> dict[str, Any]:
         served, cores = Served(grid, deployment.folder), min(environment()["cores"], len(CLIENTS))
         ways: dict[str, ByHand | Served] = {IN_PROCESS: ByHand(cores), ONE_WORKER: ByHand(1), LOCAL: served}
         found: dict[str, Any] = {name: {"round": [], "request": []} for name in ways}
-        for work, times in (("round", rounds), ("request", requests)):
-            for counted in [False, *[True] * times]:
-                for name, way in ways.items():
-                    spent = seconds(getattr(way, work))
-                    found[name][work] += [spent] if counted else []
+        for counted in [False, *[True] * rounds]:  # one to warm up, in which the workers start
+            for name, way in ways.items():
+                spent = seconds(way.round)
+                found[name]["round"] += [spent] if counted else []
+        for _ in range(requests):
+            for name, way in ways.items():
+                found[name]["request"].append(seconds(way.request))
         digests = {name: way.digest for name, way in ways.items()}
         grid.hook, sizes = weigher()
         served.request()
