@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -76,6 +77,7 @@ STAGES = ("process", "pieces", "simulation", "deployment")
 IN_PROCESS, ONE_WORKER, LOCAL = "in-process", "in-process, one worker", "LocalGrid"
 SIMULATED = {"first round": 1, "round": 6, "sparse round": 6, "empty work": 5, "request": 3}
 DEPLOYED = {"first round": 0, "round": 2, "sparse round": SPARSE, "empty work": 2, "request": 1}
+WORKS = ("round", "sparse round", "request")
 PATIENCE = 900.0  # seconds for a simulation or a deployment
 
 
@@ -262,42 +264,69 @@ def pieces(times: int) -> dict[str, list[float]]:
 
 
 def told(found: dict[str, Any]) -> Iterator[str]:
-    """What was found, in lines."""
-    ways = {name: (one["round"], one["request"]) for name, one in found.get("process", {}).get("ways", {}).items()}
+    """What was found, as the tables of docs/flower.md: medians, and from the smallest to the largest."""
     flower = {name: found[name] for name in ("simulation", "deployment") if name in found}
+    ways = {name: (one["round"], one["request"]) for name, one in found.get("process", {}).get("ways", {}).items()}
     ways |= {name: (one["round"]["seconds"], one["request"]["seconds"]) for name, one in flower.items()}
-    for name, (rounds, requests) in ways.items():
-        base = ways.get(IN_PROCESS, (None, None))
-        yield f"{name:>22}: a round {spread(rounds, base[0])}; a request {spread(requests, base[1])}"
-    for name, one in flower.items():
-        yield ""
-        first = f", its first round {one['first round']['seconds'][0]:.1f} s" if one["first round"]["seconds"] else ""
-        up = f"processes up in {one['up']:.1f} s, " if "up" in one else ""
-        yield f"{name}: {up}from the command to the server's code {one['start']:.1f} s{first}"
-        by_kind = defaultdict(list)
-        for work in ("round", "sparse round", "empty work", "request"):
-            for kind, spent in one[work]["exchanges"]:
-                by_kind["an empty order" if work == "empty work" else kind].append(spent)
-        for kind, spent in by_kind.items():
-            yield f"  an exchange, {kind}: {spread(spent)}"
-        for work in ("round", "sparse round", "request"):
-            spent, exchanges = one[work]["seconds"], one[work]["exchanges"]
-            inside = sum(seconds for _, seconds in exchanges) / sum(spent)
-            each = f"{len(exchanges) / len(spent):.2f} exchanges, {inside:.1%} of the time in them"
-            yield f"  a {work}: {statistics.mean(spent):.2f} s on average; {each}"
+    yield from row("", "a round, s", "of in-process", "a request, s", "of in-process", head=True)
+    for name, works in ways.items():
+        bases = ways.get(IN_PROCESS, works)
+        pairs = ((spread(spent), ratio(spent, base)) for spent, base in zip(works, bases, strict=True))
+        yield from row(name, *(cell for pair in pairs for cell in pair))
+    if flower:
+        yield from row("\nseconds of an exchange", *flower, head=True)
+        kinds = {name: by_kind(one) for name, one in flower.items()}
+        for kind in next(iter(kinds.values())):
+            yield from row(kind, *(spread(one[kind]) for one in kinds.values()))
+        yield from row("\nseconds in all, mean", "exchanges", *flower, head=True)
+        for work in WORKS:
+            each = [one[work] for one in flower.values()]
+            exchanges = len(each[0]["exchanges"]) / len(each[0]["seconds"])
+            yield from row(f"a {work}", f"{exchanges:.2f}", *(share_in_exchanges(one) for one in each))
+        yield "\n" + "; ".join(f"{name}: {beginning(one)}" for name, one in flower.items())
     if "process" in found:
         weighed = found["process"]["bytes"]
-        kinds = ", ".join(f"{kind} {size:,}" for kind, size in sorted(weighed["messages"].items()))
-        yield f"\nbytes of messages in a request: {kinds}; its rounds by the register: {weighed['account']:,}"
-    for name, spent in found.get("pieces", {}).items():
-        values = [1000 * value for value in spent]
-        yield f"{name:>45}: {statistics.median(values):.3f} ms ({min(values):.3f} to {max(values):.3f})"
+        sizes = ", ".join(f"{kind} {size:,}" for kind, size in sorted(weighed["messages"].items()))
+        yield f"\nbytes of messages in a request: {sizes}; in its rounds, by the register: {weighed['account']:,}"
+    if "pieces" in found:
+        yield from row("\npiece", "ms", head=True)
+        for name, spent in found["pieces"].items():
+            yield from row(name, spread([1000 * value for value in spent]))
 
 
-def spread(values: list[float], base: list[float] | None = None) -> str:
-    middle = statistics.median(values)
-    ratio = "" if base is None else f", {middle / statistics.median(base):.2f} of {IN_PROCESS}"
-    return f"{middle:.3f} s ({min(values):.3f} to {max(values):.3f}{ratio})"
+def row(*cells: str, head: bool = False) -> Iterator[str]:
+    """A row of a table in Markdown; a line break before its first cell begins another table."""
+    first = cells[0].lstrip("\n")
+    yield "\n" * (first != cells[0]) + f"| {' | '.join((first, *cells[1:]))} |"
+    if head:
+        yield "|---" * len(cells) + "|"
+
+
+def by_kind(one: dict[str, Any]) -> dict[str, list[float]]:
+    kinds = defaultdict(list)
+    for work in WORKS:
+        for kind, spent in one[work]["exchanges"]:
+            kinds[kind].append(spent)
+    return {"an order without work": [spent for _, spent in one["empty work"]["exchanges"]], **kinds}
+
+
+def share_in_exchanges(work: dict[str, Any]) -> str:
+    inside = sum(spent for _, spent in work["exchanges"]) / sum(work["seconds"])
+    return f"{statistics.mean(work['seconds']):.2f} ({inside:.0%} in exchanges)"
+
+
+def beginning(one: dict[str, Any]) -> str:
+    up = f"{one['up']:.1f} s until its processes are ready, " if "up" in one else ""
+    first = f", {one['first round']['seconds'][0]:.1f} s its first round" if one["first round"]["seconds"] else ""
+    return f"{up}{one['start']:.1f} s from the command to the server's code{first}"
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def ratio(values: list[float], base: list[float]) -> str:
+    return f"{statistics.median(values) / statistics.median(base):.3g}"
 
 
 def require_same_bits(found: dict[str, Any]) -> None:
@@ -316,6 +345,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the raw seconds as JSON")
     options = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before it was done"))  # else Flower's processes stay
     works: dict[str, Callable[[], Any]] = {
         "process": lambda: in_process(options.rounds, options.requests),
         "pieces": lambda: pieces(options.times),
