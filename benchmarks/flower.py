@@ -340,8 +340,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which (default: all)")
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds of each way in one process (default 15)")
-    parser.add_argument("--requests", type=int, default=5, help="likewise requests (default 5)")
-    parser.add_argument("--times", type=int, default=20, help="of each piece (default 20)")
+    parser.add_argument("--requests", type=int, default=3, help="likewise requests (default 3)")
+    parser.add_argument("--times", type=int, default=10, help="of each piece (default 10)")
     parser.add_argument("--output", type=Path, help="write the raw seconds as JSON")
     options = parser.parse_args()
 

@@ -267,10 +267,11 @@ class Service:
         step = next(steps, None)
         if step is None:
             return False
-        done, traffic = step.round, sum(self._ledger.phases.values(), Traffic())
+        done, took_part = step.round, dict(self._attended)
         faults = self._faults(phase, done.number)
         measured = phase != "unlearn" and (done.number + 1) % self._plan.scored == 0
         validation = validate(scored, done.after, self._plan.seed) if measured else None
+        traffic = sum(self._ledger.phases.values(), Traffic())  # the measurement's too: it sends the model as well
         self._append(
             RoundDone(
                 phase,
@@ -280,12 +281,8 @@ class Service:
                 self._models.save(done.after),
                 _lists(done.after.negations),
                 {name: self._models.save(weights, name) for name, weights in done.carry.items()},
-                dict(self._attended),
-                {
-                    fault.client: f"{fault.what}: {fault.detail}"
-                    for fault in faults
-                    if fault.client not in self._attended
-                },
+                took_part,
+                {fault.client: f"{fault.what}: {fault.detail}" for fault in faults if fault.client not in took_part},
                 traffic.down_all,
                 traffic.up_all,
                 traffic.work.forward,
