@@ -1,15 +1,18 @@
-# `make demo` and `make test` need Python 3.11 or newer, make and git; the rest they install into .venv.
+# `make demo`, `make test` and `make deployment` need Python 3.11 or newer, make and git; the rest they install into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test deployment lint bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/fedunlearn run quickstart
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+deployment: $(STAMP)
+	$(VENV)/bin/python -m pytest --long -m long tests/flower
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

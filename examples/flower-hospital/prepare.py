@@ -19,7 +19,7 @@ def main() -> None:
         prepare(asked.folder, asked.hospitals, asked.port)
     except DeploymentError as error:
         sys.exit(str(error))
-    print(f"{asked.folder}: {asked.hospitals} hospitals; now {Path(__file__).with_name('start.py')} {asked.folder}")
+    print(f"{asked.folder}: keys and certificates of a server and {asked.hospitals} hospitals")
 
 
 if __name__ == "__main__":

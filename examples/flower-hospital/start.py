@@ -23,14 +23,9 @@ def main() -> None:
             raise
     except DeploymentError as error:
         sys.exit(str(error))
-    print(
-        f"ready: SuperLink at {deployment.address}, {len(deployment.hospitals)} hospitals, logs in {asked.folder}/logs"
-    )
-    print("train:")
-    print(f"  export FLWR_HOME={deployment.folder}/operator FLWR_TELEMETRY_ENABLED=0")
-    print(f"  flwr run {APP} --stream")
-    print("stop:")
-    print(f"  {sys.executable} {APP}/stop.py {asked.folder}")
+    print(f"ready: SuperLink at {deployment.address}, {len(deployment.hospitals)} hospitals; logs: {asked.folder}/logs")
+    print(f"train: export FLWR_HOME={deployment.folder}/operator FLWR_TELEMETRY_ENABLED=0; flwr run {APP} --stream")
+    print(f"stop:  python {APP}/stop.py {asked.folder}")
 
 
 if __name__ == "__main__":

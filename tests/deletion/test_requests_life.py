@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import pickletools
 import secrets
 import shutil
@@ -24,8 +25,9 @@ from fedunlearn.architecture import Architecture
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion import receipt
+from fedunlearn.deletion.plan import Plan, ServiceError
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.service import Plan, Service, ServiceError
+from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import Entry
 from fedunlearn.deletion.statement import Scope, Signed, Statement
@@ -228,6 +230,21 @@ def test_of_data_that_are_deleted_the_receipt_says_so_first(tmp_path: Path, scop
     assert (audit["status"], audit["sentence"]) == ("not audited", "Not audited: data already deleted.")
     if scope == "client":
         assert weights.same_bits(in_one_process(ForgetClient("east")))
+
+
+def test_a_client_of_which_nothing_is_left_may_leave_wholly(tmp_path: Path) -> None:
+    hospitals = Hospitals(tmp_path)
+    server = after_a_round(hospitals)
+    hospitals.files("east", hospitals.instances("east", range(21)))
+    while not standing_done(server):
+        assert server.step()
+    hospitals.files("east", "client", deleted=True)
+    ended(hospitals, server)
+    assert [entry.state for entry in entries(hospitals)] == ["done", "done"]
+
+
+def standing_done(server: Service) -> bool:
+    return [entry.state for entry in server._standing.requests.values()] == ["done"]
 
 
 @pytest.mark.parametrize(("deleted", "name"), [(False, "GA"), (True, "NoT")])
@@ -497,6 +514,7 @@ def test_messages_of_an_instance_wise_request_tell_which_samples_by_nothing_but_
     assert id.encode() in sent
     for told in (str(tmp_path), "to-forget", "instances.json", "ForgetInstances", "[0,3,5]", "[0, 3, 5]"):
         assert told.encode() not in sent
+    assert is_pickle(pickle.dumps({"index": 3}))
     for payload in (*hospitals.grid.sent, *bodies, *(text.encode() for text in texts)):
         assert not is_pickle(payload)
 

@@ -35,8 +35,8 @@ from fedunlearn.requests import ForgetInstances, Rest
 from fedunlearn.rounds import fedavg
 from fedunlearn.task import Task
 from fedunlearn.weights import Weights
+from flower.processes import EXAMPLE, nothing_left
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "flower-hospital"
 SETTINGS = {"rounds": 2, "most": 2, "stay": 0.0, "fewest": 3}
 PLACES = (3, 14, 159, 265)
 
@@ -48,17 +48,8 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     from deployment import Deployment, prepare
 
     prepare(tmp_path / "hospitals", 3, free_ports(5))
-    made = Deployment(tmp_path / "hospitals")
-    try:
-        yield made
-    finally:
-        made.stop()
-        left = {pid: command for pid, command in commands().items() if str(made.folder) in command}
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        assert left == {}
-        assert list(made.processes()) == []
+    with nothing_left(tmp_path / "hospitals"):
+        yield Deployment(tmp_path / "hospitals")
 
 
 @pytest.mark.long
@@ -205,15 +196,6 @@ def free_ports(count: int) -> int:
             for port in range(first, first + count):
                 held.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
-
-
-def commands() -> dict[int, str]:
-    """Of all processes on this machine."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return found
 
 
 class Stages:

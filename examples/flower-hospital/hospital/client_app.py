@@ -1,4 +1,4 @@
-"""What runs at each hospital. torch is imported where it is needed: whoever only answers does not wait for it."""
+"""What runs at each hospital. torch is imported where it is needed: to answer a question nobody waits for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import Context
 
-from fedunlearn.flower.client import client_app
+from fedunlearn.flower import client_app
 
 
 def network() -> Any:

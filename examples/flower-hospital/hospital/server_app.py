@@ -9,8 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedunlearn import SGD, LocalTraining
-from fedunlearn.deletion.service import Plan
-from fedunlearn.flower.server import serve
+from fedunlearn.flower import Plan, serve
 from hospital.model import Network
 
 app = ServerApp()
