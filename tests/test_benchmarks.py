@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,47 @@ def test_an_average_holds_one_sum_whatever_the_number_of_replies() -> None:
     del reply
     gc.collect()
     assert not any(alive() is not None for alive in seen)
+
+
+def flower(folder: Path, *arguments: str) -> Any:
+    output = folder / "raw.json"
+    command = [sys.executable, str(BENCHMARKS / "flower.py"), *arguments, "--output", str(output)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr  # it is 1 where the ways end in different bits
+    return json.loads(output.read_text())
+
+
+def test_the_benchmark_on_flower_runs_in_one_process(tmp_path: Path) -> None:
+    counts = ("--rounds", "1", "--requests", "1", "--times", "1")
+    found = flower(tmp_path, "--stages", "process", "pieces", *counts)
+    ways = found["process"]["ways"]
+    assert list(ways) == ["in-process", "in-process, one worker", "LocalGrid"]
+    assert all(len(way["round"]) == len(way["request"]) == 1 for way in ways.values())
+    assert len(found["pieces"]) == 15
+    # 96,938 floats to each of two clients that stay and back, in five rounds; the rest is JSON.
+    weighed = found["process"]["bytes"]
+    assert weighed["account"] == 96_938 * 4 * 2 * 2 * 5
+    assert 1 < weighed["messages"]["train.work"] / weighed["account"] < 1.01
+
+
+def test_the_app_on_flower_has_the_engines_network() -> None:
+    engines, apps = (
+        runpy.run_path(str(BENCHMARKS / place))["Cnn"] for place in ("engine.py", "flower_app/overhead/work.py")
+    )
+    assert repr(engines()) == repr(apps())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["simulation", "deployment"])
+def test_the_benchmark_on_flower_runs(stage: str, tmp_path: Path) -> None:
+    """In the bits of one process, and with as many exchanges of messages as docs/flower.md says."""
+    found = flower(tmp_path, "--stages", "process", stage, "--rounds", "1", "--requests", "1")
+    kinds = {
+        work: [kind for kind, _ in found[stage][work]["exchanges"]]
+        for work in ("round", "sparse round", "empty work", "request")
+    }
+    rounds = {work: len(found[stage][work]["seconds"]) for work in kinds}
+    assert kinds["round"] == ["query.requests", "train.work", "evaluate.work"] * rounds["round"]
+    assert 3 * len(kinds["sparse round"]) == rounds["sparse round"] * (3 + 1 + 1)
+    assert kinds["empty work"] == ["evaluate.work"] * rounds["empty work"]
+    assert len(kinds["request"]) == 22 * rounds["request"]

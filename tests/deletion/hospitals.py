@@ -17,8 +17,9 @@ from fedunlearn.client import Client
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion.events import Opened
 from fedunlearn.deletion.outbox import Outbox, desk
+from fedunlearn.deletion.plan import Plan
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.service import Plan, Service
+from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.federation import ClientId, Predicate

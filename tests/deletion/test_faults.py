@@ -21,8 +21,9 @@ from deletion.hospitals import NAMES, PLAN, TRAINING, Hospitals, forgotten, trai
 from fedunlearn.architecture import Architecture
 from fedunlearn.backends.envelope import Answer, Envelope, Limits, read_answer, write_answer
 from fedunlearn.contract import SmallNet
+from fedunlearn.deletion.plan import Plan, ServiceError
 from fedunlearn.deletion.register import Register, RegisterError
-from fedunlearn.deletion.service import Plan, Service, ServiceError
+from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import Standing
 from fedunlearn.federation import Reply, Turn

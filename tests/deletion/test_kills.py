@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from deletion.hospitals import PLAN, Hospitals
-from fedunlearn.deletion import receipt, register, service
+from fedunlearn.deletion import models, receipt, register
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.verification import verify
@@ -72,7 +72,7 @@ class Points:
         for owner, name in (
             (Register, "append"),
             (register, "_write"),  # inside a transaction
-            (service, "save_weights"),
+            (models, "save_weights"),
             (Path, "unlink"),
             (FlowerSite, "exchange"),
             (LocalGrid, "push_messages"),
@@ -106,7 +106,7 @@ def live(folder: Path) -> Weights:
 Clean = tuple[Weights, list[tuple[str, int, str]]]
 
 
-def models(hospitals: Hospitals) -> list[tuple[str, int, str]]:
+def trace(hospitals: Hospitals) -> list[tuple[str, int, str]]:
     return [(done.phase, done.number, done.model) for _, done in Register.read(hospitals.register).standing().rounds]
 
 
@@ -129,13 +129,13 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
     weights = live(folder)
     hospitals = Hospitals(folder, names=THREE)
     require_all_is_well(hospitals, "nowhere")
-    return weights, models(hospitals)
+    return weights, trace(hospitals)
 
 
 def require_as_if_nothing_had_happened(folder: Path, weights: Weights, clean: Clean, point: str) -> None:
     hospitals = Hospitals(folder, names=THREE)
     assert weights.same_bits(clean[0]), point
-    assert models(hospitals) == clean[1], point
+    assert trace(hospitals) == clean[1], point
     require_all_is_well(hospitals, point)
 
 

@@ -25,8 +25,9 @@ from fedunlearn.architecture import Architecture
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion import receipt
+from fedunlearn.deletion.plan import Plan, ServiceError
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.service import Plan, Service, ServiceError
+from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import Entry
 from fedunlearn.deletion.statement import Scope, Signed, Statement

@@ -118,9 +118,9 @@ class RoundDone:
         carried: further models that the method takes along, by name, each in its file.
         samples: of each client that took part.
         absent: why each client that was asked did not.
-        bytes_down, bytes_up: sent to clients and by them.
-        forward, backward: samples on their way through networks.
-        seconds: that it took.
+        bytes_down, bytes_up: sent to clients and by them, for the measurement of accuracy too.
+        forward, backward: samples on their way through networks, likewise.
+        seconds: that it took, without the measurement.
         validation: accuracy in percent on validation samples that stay, at the clients; None where nobody was asked.
     """
 

@@ -9,12 +9,10 @@ was in, with the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, Self
-
-from annotated_types import Ge, Gt, Le
+from dataclasses import asdict, replace
+from typing import Any, Literal, Self
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.audits.recognition import Recognised, Recognition, judged
@@ -22,28 +20,25 @@ from fedunlearn.backends.metered import Ledger, Metered
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.backends.wire import encode
 from fedunlearn.backends.wrapper import Wrapper
-from fedunlearn.checkpoint import CheckpointError, load_weights, save_weights
 from fedunlearn.deletion import receipt
 from fedunlearn.deletion.events import (
-    Acknowledged,
     Audited,
     Began,
     Done,
     Event,
     Fault,
-    Filed,
     Opened,
     Recovered,
-    Refused,
     RoundDone,
     Waited,
 )
-from fedunlearn.deletion.outbox import OutboxError, desk
+from fedunlearn.deletion.models import Models
+from fedunlearn.deletion.plan import Plan, ServiceError, Site
+from fedunlearn.deletion.reception import Reception
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.signing import PublicKey, SigningKey, sha256
+from fedunlearn.deletion.signing import SigningKey, sha256
 from fedunlearn.deletion.standing import Entry, Standing, Unlearning
-from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, now
-from fedunlearn.evaluation import stopping
+from fedunlearn.deletion.statement import Scope, now
 from fedunlearn.evaluation.follow import Step, recovering, require, timed, unlearning
 from fedunlearn.evaluation.scores import validate
 from fedunlearn.federation import ClientId, Federation, Predicate, Program, Reply, TooFewClients, Traffic, Turn
@@ -51,71 +46,14 @@ from fedunlearn.importing import path_of
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.retrain import Retrain
 from fedunlearn.needs import NeedsError
-from fedunlearn.programs import Evaluate, LocalTraining
+from fedunlearn.programs import Evaluate
 from fedunlearn.randomness import stable_seed
 from fedunlearn.requests import AnyOf, AskedFor, ForgetClass, ForgetClient, Rest
-from fedunlearn.rounds import Round, fedavg
+from fedunlearn.rounds import fedavg
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Weights
 
-__all__ = ["Plan", "Service", "ServiceError", "Site", "network_of"]
-
-_OPERATOR = ""  # files at the server itself, in the folder `desk`
-_MOST_FILED = 100  # requests that one client may file at a time, and refusals of a client that are written down
-
-
-class ServiceError(RuntimeError):
-    """The server cannot go on; the sentence says what to do, and started again it goes on where it was."""
-
-
-class Site(Protocol):
-    """The machines of a federation, as its server reaches them."""
-
-    @property
-    def federation(self) -> Federation:
-        """All clients on the list, whether they are reached at the moment or not."""
-        ...
-
-    def exchange(self, answers: Mapping[ClientId, Sequence[Mapping[str, Any]]]) -> Mapping[ClientId, Sequence[Any]]:
-        """Bring each client its answers, and come back with what it has filed; who was not reached is not in it."""
-        ...
-
-    def faults(self) -> Sequence[tuple[ClientId, str, str]]:
-        """What went wrong since this was last asked: at which client (empty: none of ours), what, a sentence."""
-        ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a server does.
-
-    Attributes:
-        training: at the clients, of ordinary rounds and of recovery.
-        rounds: of ordinary training in all.
-        method: that answers requests. Where it cannot (it needs data that are deleted already), NoT does.
-        stop: when recovery ends; it reads accuracy on the validation samples that stay, measured by the clients.
-        most: rounds of recovery after which it ends in any case.
-        seed: of all randomness.
-        participation: share of the clients that take part in a round.
-        every: rounds between two looks for requests.
-        scored: rounds between two measurements of accuracy.
-        stay: seconds to wait for requests when there is nothing else to do; infinity: for ever.
-        pause: seconds between two looks then, and before a round is tried again.
-        tries: of a round for which too few clients answer.
-    """
-
-    training: LocalTraining
-    rounds: Annotated[int, Ge(0)]
-    method: Method = field(default_factory=NoT)
-    stop: stopping.Recovered = field(default_factory=stopping.Recovered)
-    most: Annotated[int, Ge(1)] = 60
-    seed: int = 0
-    participation: Annotated[float, Gt(0), Le(1)] = 1.0
-    every: Annotated[int, Ge(1)] = 1
-    scored: Annotated[int, Ge(1)] = 1
-    stay: Annotated[float, Ge(0)] = 0.0
-    pause: Annotated[float, Ge(0)] = 10.0
-    tries: Annotated[int, Ge(1)] = 5
+__all__ = ["Service", "network_of"]
 
 
 def network_of(weights: Weights) -> str:
@@ -151,11 +89,9 @@ class Service:
         self._site, self._register, self._key = site, register, key
         self._architecture, self._plan = architecture, plan
         self._initial = initial or architecture.fresh(plan.seed)
-        self._desk = desk(register.folder)
+        self._models, self._reception = Models(register), Reception(site, register, key)
         self._ledger, self._attended = Ledger(), dict[ClientId, int]()
         self._unusable: list[tuple[ClientId, str]] = []  # answers, and why
-        self._asking: dict[ClientId, set[str]] = {}  # what each filer has not been told the end of
-        self._told: dict[str, str] = {}
         self._since_look = plan.every
         for name, value in self.about(plan, self._initial).items():
             if (before := self._opened.about.get(name)) != value:
@@ -168,7 +104,7 @@ class Service:
             raise ServiceError(
                 f"{plan.method.name} needs a history or proxy data, which a service does not keep: NoT does without"
             )
-        self._prune()  # whoever was killed after its last step has not done it
+        self._models.prune()  # whoever was killed after its last step has not done it
 
     @staticmethod
     def about(plan: Plan, initial: Weights) -> dict[str, Any]:
@@ -183,7 +119,7 @@ class Service:
             ServiceError: its file is gone, or is not what the register says.
         """
         last = self._standing.last
-        return self._initial if last is None else self._loaded(last.checkpoint, last.model)
+        return self._initial if last is None else self._models.load(last.checkpoint, last.model)
 
     def run(self) -> Weights:
         """Work until the training is over, every request answered, and ``stay`` seconds have passed since.
@@ -223,7 +159,8 @@ class Service:
         standing = self._standing
         idle = standing.current is None and standing.trained >= self._plan.rounds
         if self._since_look >= self._plan.every or idle:
-            self._look()
+            self._reception.look()
+            self._append(*self._faults("look", standing.trained))
             self._since_look = 0
             standing = self._standing
         if standing.current is not None:
@@ -236,111 +173,6 @@ class Service:
             self._since_look = self._plan.every
             return False
         return True
-
-    # What is asked, and what is answered
-
-    def _look(self) -> None:
-        """Bring answers, fetch and enter requests; once more where there is news for whoever has just filed."""
-        for attempt in range(2):
-            answers = self._answers()
-            if attempt and not answers:
-                return
-            filed = dict(self._site.exchange({filer: told for filer, told in answers.items() if filer}))
-            try:
-                filed[_OPERATOR] = self._desk.exchange(list(answers.get(_OPERATOR, ())))
-            except OutboxError as error:
-                raise ServiceError(f"{error}: make room, or let this user write there, then start again") from None
-            self._note_told([answer for filer in filed for answer in answers.get(filer, ())])
-            self._asking = {filer: set[str]() for filer in filed}
-            for filer, statements in filed.items():
-                for content in statements[:_MOST_FILED]:
-                    self._enter(filer, content)
-            self._append(*self._faults("look", self._standing.trained))
-
-    def _answers(self) -> dict[ClientId, list[dict[str, Any]]]:
-        """By who filed it, what has changed of the requests that it still asks about."""
-        standing, answers = self._standing, dict[ClientId, list[dict[str, Any]]]()
-        refused = {refusal.request: refusal for _, refusal in standing.refused}
-        for filer, asked in self._asking.items():
-            for id in sorted(asked):
-                if id in standing.requests:
-                    entry = standing.requests[id]
-                    state = "acknowledged" if entry.state == "filed" else entry.state
-                    answer = {"request": id, "state": state, "why": entry.why, "receipt": entry.receipt}
-                else:
-                    answer = {"request": id, "state": "refused", "why": refused[id].why, "receipt": None}
-                if self._told.get(id) != answer["state"]:
-                    answers.setdefault(filer, []).append(answer)
-        return answers
-
-    def _note_told(self, answers: Sequence[Mapping[str, Any]]) -> None:
-        self._told |= {answer["request"]: answer["state"] for answer in answers}
-        entered = [self._standing.requests.get(answer["request"]) for answer in answers]  # but for the refused
-        self._append(
-            *(
-                Acknowledged(entry.request)
-                for entry in entered
-                if entry is not None and entry.state != "refused" and "acknowledged" not in entry.times
-            )
-        )
-
-    def _enter(self, filer: ClientId, content: Any) -> None:
-        """Enter a request, once; or refuse it."""
-        standing = self._standing
-        try:
-            signed = Signed.of(content)
-            id = signed.statement.id
-            known = standing.requests.get(id)
-            if known is not None and known.key != signed.key:
-                raise RequestProblem(f"request {id} is another's")
-            if known is None and all(refusal.request != id for _, refusal in standing.refused):
-                client = self._about_whom(filer, signed)
-                self._append(Filed(id, client, signed.json))
-            self._asking[filer].add(id)
-        except RequestProblem as problem:
-            self._refuse(filer, content, str(problem))
-
-    def _about_whom(self, filer: ClientId, signed: Signed) -> ClientId | None:
-        """Of whose data a request is; None: of a class, whoever holds it.
-
-        Raises:
-            RequestProblem: the filer may not ask this, or it was asked before.
-        """
-        said, clients = signed.statement, self._standing.clients
-        scope = Scope.of(said.scope)
-        if filer == _OPERATOR:
-            if signed.key != self._key.public.text:
-                raise RequestProblem("requests at the server are the operator's: sign them with the server's key")
-            if scope.kind == "client" and said.client not in self._ever:
-                raise RequestProblem(f"there is no client {said.client!r} in this federation")
-            if scope.kind == "class" and said.client is not None:
-                raise RequestProblem("the operator asks for a class of everybody: leave --client out")
-            client = said.client
-        else:
-            if clients and PublicKey.of(clients[filer]).text != signed.key:
-                raise RequestProblem(f"a request that {filer} brings must be signed with {filer}'s own key")
-            if said.client is not None:
-                raise RequestProblem("a node files for its own samples: leave the client out")
-            client = filer
-        for entry in self._standing.requests.values():
-            again = entry.scope == said.scope and scope.kind != "instances"
-            if entry.client == client and entry.state != "refused" and (again or entry.scope == "client"):
-                raise RequestProblem(f"this was asked already, in request {entry.request}, whose receipt holds for it")
-        return client
-
-    def _refuse(self, filer: ClientId, content: Any, why: str) -> None:
-        """Write a refusal down, once, and not without end where a node files nonsense."""
-        said = content.get("statement") if isinstance(content, dict) else None
-        id = said.get("id") if isinstance(said, dict) else None
-        known = isinstance(id, str) and len(id) == 32 and id not in self._standing.requests
-        refusal = Refused(str(id) if known else "", filer or None, why)
-        before = [other for _, other in self._standing.refused if other.client == refusal.client]
-        if refusal not in before:
-            if len(before) >= _MOST_FILED:
-                return
-            self._append(refusal)
-        if known:
-            self._asking[filer].add(str(id))
 
     # Rounds
 
@@ -357,7 +189,7 @@ class Service:
         validation = validate(task.retained, weights, task.seed) if task.retained.clients else None
         audit = self._recognised(task, ids, weights)
         last = self._standing.last
-        checkpoint = self._save(weights) if last is None else last.checkpoint
+        checkpoint = self._models.save(weights) if last is None else last.checkpoint
         self._append(
             Began(
                 number,
@@ -383,24 +215,24 @@ class Service:
             id = next(waiting)
             issued = receipt.issue(self._standing, id, self._register.head, self._key, now())
             self._append(Done(id, issued))
-            self._prune()
+            self._models.prune()
 
     def _unlearn_or_recover(self, current: Unlearning) -> None:
         began, rounds = current.began, [done for _, done in current.rounds]
-        task = self._task(began.unlearning, began.requests, self._loaded(began.checkpoint, began.before))
+        task = self._task(began.unlearning, began.requests, self._models.load(began.checkpoint, began.before))
         method = self._begun(began)
         recovery = [done for done in rounds if done.phase == "recover"]
         if not recovery:
-            last = Step("unlearn", self._resumed(rounds[-1]), 0.0) if rounds else None
+            last = Step("unlearn", self._models.after(rounds[-1]), 0.0) if rounds else None
             if self._round("unlearn", began.unlearning, unlearning(method, task, last), task.retained):
                 return
         # What has been asked since this unlearning began is left out from now on; its own unlearning comes next.
         retained = self._staying()
         if why := self._ended(current, recovery, retained):
             self._append(Recovered(began.unlearning, why))
-            self._prune()
+            self._models.prune()
             return
-        last = Step("recover" if recovery else "unlearn", self._resumed(rounds[-1]), 0.0) if rounds else None
+        last = Step("recover" if recovery else "unlearn", self._models.after(rounds[-1]), 0.0) if rounds else None
         steps = recovering(method, replace(task, retained=retained), self._plan.most, last)
         self._round("recover", began.unlearning, steps, retained)
 
@@ -435,25 +267,22 @@ class Service:
         step = next(steps, None)
         if step is None:
             return False
-        done, traffic = step.round, sum(self._ledger.phases.values(), Traffic())
+        done, took_part = step.round, dict(self._attended)
         faults = self._faults(phase, done.number)
         measured = phase != "unlearn" and (done.number + 1) % self._plan.scored == 0
         validation = validate(scored, done.after, self._plan.seed) if measured else None
+        traffic = sum(self._ledger.phases.values(), Traffic())  # the measurement's too: it sends the model as well
         self._append(
             RoundDone(
                 phase,
                 done.number,
                 number,
                 done.after.digest(32),
-                self._save(done.after),
+                self._models.save(done.after),
                 _lists(done.after.negations),
-                {name: self._save(weights, name) for name, weights in done.carry.items()},
-                dict(self._attended),
-                {
-                    fault.client: f"{fault.what}: {fault.detail}"
-                    for fault in faults
-                    if fault.client not in self._attended
-                },
+                {name: self._models.save(weights, name) for name, weights in done.carry.items()},
+                took_part,
+                {fault.client: f"{fault.what}: {fault.detail}" for fault in faults if fault.client not in took_part},
                 traffic.down_all,
                 traffic.up_all,
                 traffic.work.forward,
@@ -465,7 +294,7 @@ class Service:
             *self._faults(phase, done.number),  # of the measurement
         )
         self._since_look += 1
-        self._prune()
+        self._models.prune()
         return True
 
     # Audit
@@ -473,7 +302,7 @@ class Service:
     def _audit(self, current: Unlearning) -> None:
         """Hold what the clients find in the new model against what they found in the old one."""
         began = current.began
-        task = self._task(began.unlearning, began.requests, self._loaded(began.checkpoint, began.before))
+        task = self._task(began.unlearning, began.requests, self._models.load(began.checkpoint, began.before))
         after = self._recognised(task, began.requests, self.weights)
         judgement = judged(
             {client: Recognised(**found) for client, found in began.audit["found"].items()},
@@ -551,21 +380,16 @@ class Service:
             "done"
         )
 
-    # What is kept
+    # What the register says
 
     @property
     def _standing(self) -> Standing:
         return self._register.standing()
 
     @property
-    def _ever(self) -> set[ClientId]:
-        """Clients whose data may be in the model."""
-        return self._standing.enrolled | set(self._site.federation.clients)
-
-    @property
     def _gone(self) -> set[ClientId]:
-        """Those that are not on the list any more."""
-        return self._ever - set(self._site.federation.clients)
+        """Clients that are not on the list any more."""
+        return self._standing.enrolled - set(self._site.federation.clients)
 
     @property
     def _opened(self) -> Opened:
@@ -581,51 +405,6 @@ class Service:
         unusable = [(client, "malformed", why) for client, why in self._unusable]
         self._unusable.clear()
         return [Fault(*what, phase, number) for what in (*self._site.faults(), *unusable)]
-
-    def _save(self, weights: Weights, name: str = "model") -> str:
-        """Write a model; the event that names its file comes after it."""
-        file = f"{self._register.head.count:08d}-{name}.safetensors"
-        try:
-            save_weights(weights, self._register.checkpoints / file)
-        except CheckpointError as error:
-            raise ServiceError(f"{error}: make room, or let this user write there, then start again") from None
-        return file
-
-    def _loaded(self, file: str, digest: str) -> Weights:
-        path = self._register.checkpoints / file
-        try:
-            weights = load_weights(path)
-        except (CheckpointError, OSError) as error:
-            raise ServiceError(
-                f"the model {path} that the register names cannot be read ({error}): restore it"
-            ) from None
-        if weights.digest(32) != digest:
-            raise ServiceError(f"the model {path} is not the one that the register names: restore it")
-        return weights
-
-    def _resumed(self, done: RoundDone) -> Round:
-        after = self._loaded(done.checkpoint, done.model)
-        return Round(
-            done.number,
-            after,
-            {name: load_weights(self._register.checkpoints / file) for name, file in done.carried.items()},
-        )
-
-    def _prune(self) -> None:
-        """Keep no model that nothing needs any more: older ones know what has been forgotten since."""
-        standing, needed = self._standing, set[str]()
-        if standing.last is not None:
-            needed |= {standing.last.checkpoint, *standing.last.carried.values()}
-        if standing.current is not None:
-            needed.add(standing.current.began.checkpoint)
-        for path in self._register.checkpoints.iterdir():
-            if path.name not in needed:
-                try:
-                    path.unlink()
-                except OSError as error:
-                    raise ServiceError(
-                        f"the old model {path} cannot be removed ({error.strerror}): let this user write there"
-                    ) from None
 
 
 class _Attended(Wrapper):

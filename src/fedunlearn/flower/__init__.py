@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedunlearn.deletion.service import Plan as Plan
+    from fedunlearn.deletion.plan import Plan as Plan
     from fedunlearn.flower.client import client_app as client_app
     from fedunlearn.flower.federation import Flower as Flower
     from fedunlearn.flower.federation import greet as greet
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Flower": "flower.federation",
     "LocalGrid": "flower.local",
-    "Plan": "deletion.service",
+    "Plan": "deletion.plan",
     "client_app": "flower.client",
     "greet": "flower.federation",
     "serve": "flower.server",

@@ -10,8 +10,9 @@ from torch import nn
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.deletion.events import Enrolled, Opened
+from fedunlearn.deletion.plan import Plan
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.service import Plan, Service
+from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.flower.site import FlowerSite, read_roster
 from fedunlearn.weights import Weights

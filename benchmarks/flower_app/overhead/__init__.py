@@ -1,0 +1,1 @@
+"""The work of `benchmarks/flower.py`, as an app on Flower."""

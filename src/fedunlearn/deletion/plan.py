@@ -1,0 +1,71 @@
+"""What a server that trains and forgets does, and with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+from annotated_types import Ge, Gt, Le
+
+from fedunlearn.evaluation import stopping
+from fedunlearn.federation import ClientId, Federation
+from fedunlearn.methods.negation import NoT
+from fedunlearn.programs import LocalTraining
+from fedunlearn.task import Method
+
+__all__ = ["Plan", "ServiceError", "Site"]
+
+
+class ServiceError(RuntimeError):
+    """The server cannot go on; the sentence says what to do, and started again it goes on where it was."""
+
+
+class Site(Protocol):
+    """The machines of a federation, as its server reaches them."""
+
+    @property
+    def federation(self) -> Federation:
+        """All clients on the list, whether they are reached at the moment or not."""
+        ...
+
+    def exchange(self, answers: Mapping[ClientId, Sequence[Mapping[str, Any]]]) -> Mapping[ClientId, Sequence[Any]]:
+        """Bring each client its answers, and come back with what it has filed; who was not reached is not in it."""
+        ...
+
+    def faults(self) -> Sequence[tuple[ClientId, str, str]]:
+        """What went wrong since this was last asked: at which client (empty: none of ours), what, a sentence."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a server does.
+
+    Attributes:
+        training: at the clients, of ordinary rounds and of recovery.
+        rounds: of ordinary training in all.
+        method: that answers requests. Where it cannot (it needs data that are deleted already), NoT does.
+        stop: when recovery ends; it reads accuracy on the validation samples that stay, measured by the clients.
+        most: rounds of recovery after which it ends in any case.
+        seed: of all randomness.
+        participation: share of the clients that take part in a round.
+        every: rounds between two looks for requests.
+        scored: rounds between two measurements of accuracy.
+        stay: seconds to wait for requests when there is nothing else to do; infinity: for ever.
+        pause: seconds between two looks then, and before a round is tried again.
+        tries: of a round for which too few clients answer.
+    """
+
+    training: LocalTraining
+    rounds: Annotated[int, Ge(0)]
+    method: Method = field(default_factory=NoT)
+    stop: stopping.Recovered = field(default_factory=stopping.Recovered)
+    most: Annotated[int, Ge(1)] = 60
+    seed: int = 0
+    participation: Annotated[float, Gt(0), Le(1)] = 1.0
+    every: Annotated[int, Ge(1)] = 1
+    scored: Annotated[int, Ge(1)] = 1
+    stay: Annotated[float, Ge(0)] = 0.0
+    pause: Annotated[float, Ge(0)] = 10.0
+    tries: Annotated[int, Ge(1)] = 5

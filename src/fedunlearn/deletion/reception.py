@@ -1,0 +1,143 @@
+"""Where deletion requests come in and answers go out: nodes hand theirs over, the operator files at the desk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedunlearn.deletion.events import Acknowledged, Filed, Refused
+from fedunlearn.deletion.outbox import OutboxError, desk
+from fedunlearn.deletion.plan import ServiceError, Site
+from fedunlearn.deletion.register import Register
+from fedunlearn.deletion.signing import PublicKey, SigningKey
+from fedunlearn.deletion.standing import Standing
+from fedunlearn.deletion.statement import RequestProblem, Scope, Signed
+from fedunlearn.federation import ClientId
+
+__all__ = ["Reception"]
+
+_OPERATOR = ""  # files at the server itself
+_MOST_FILED = 100  # requests that one client may file at a time, and refusals of a client that are written down
+
+
+class Reception:
+    """Enters requests, once, refuses those that nobody may make, and tells whoever filed them how they stand.
+
+    Args:
+        site: where the clients are.
+        register: that is written to.
+        key: the server's, with which the operator signs.
+    """
+
+    def __init__(self, site: Site, register: Register, key: SigningKey) -> None:
+        self._site, self._register, self._key = site, register, key
+        self._desk = desk(register.folder)
+        self._asking: dict[ClientId, set[str]] = {}  # what each filer has not been told the end of
+        self._told: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Bring answers, fetch and enter requests; once more where there is news for whoever has just filed."""
+        for attempt in range(2):
+            answers = self._answers()
+            if attempt and not answers:
+                return
+            filed = dict(self._site.exchange({filer: told for filer, told in answers.items() if filer}))
+            try:
+                filed[_OPERATOR] = self._desk.exchange(list(answers.get(_OPERATOR, ())))
+            except OutboxError as error:
+                raise ServiceError(f"{error}: make room, or let this user write there, then start again") from None
+            self._note_told([answer for filer in filed for answer in answers.get(filer, ())])
+            self._asking = {filer: set[str]() for filer in filed}
+            for filer, statements in filed.items():
+                for content in statements[:_MOST_FILED]:
+                    self._enter(filer, content)
+
+    def _answers(self) -> dict[ClientId, list[dict[str, Any]]]:
+        """By who filed it, what has changed of the requests that it still asks about."""
+        standing, answers = self._standing, dict[ClientId, list[dict[str, Any]]]()
+        refused = {refusal.request: refusal for _, refusal in standing.refused}
+        for filer, asked in self._asking.items():
+            for id in sorted(asked):
+                if id in standing.requests:
+                    entry = standing.requests[id]
+                    state = "acknowledged" if entry.state == "filed" else entry.state
+                    answer = {"request": id, "state": state, "why": entry.why, "receipt": entry.receipt}
+                else:
+                    answer = {"request": id, "state": "refused", "why": refused[id].why, "receipt": None}
+                if self._told.get(id) != answer["state"]:
+                    answers.setdefault(filer, []).append(answer)
+        return answers
+
+    def _note_told(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        self._told |= {answer["request"]: answer["state"] for answer in answers}
+        entered = [self._standing.requests.get(answer["request"]) for answer in answers]  # but for the refused
+        self._register.append(
+            *(
+                Acknowledged(entry.request)
+                for entry in entered
+                if entry is not None and entry.state != "refused" and "acknowledged" not in entry.times
+            )
+        )
+
+    def _enter(self, filer: ClientId, content: Any) -> None:
+        """Enter a request, once; or refuse it."""
+        standing = self._standing
+        try:
+            signed = Signed.of(content)
+            id = signed.statement.id
+            known = standing.requests.get(id)
+            if known is not None and known.key != signed.key:
+                raise RequestProblem(f"request {id} is another's")
+            if known is None and all(refusal.request != id for _, refusal in standing.refused):
+                client = self._about_whom(filer, signed)
+                self._register.append(Filed(id, client, signed.json))
+            self._asking[filer].add(id)
+        except RequestProblem as problem:
+            self._refuse(filer, content, str(problem))
+
+    def _about_whom(self, filer: ClientId, signed: Signed) -> ClientId | None:
+        """Of whose data a request is; None: of a class, whoever holds it.
+
+        Raises:
+            RequestProblem: the filer may not ask this, or it was asked before.
+        """
+        said, clients = signed.statement, self._standing.clients
+        scope = Scope.of(said.scope)
+        if filer == _OPERATOR:
+            enrolled = {*self._standing.enrolled, *self._site.federation.clients}  # the model may know them all
+            if signed.key != self._key.public.text:
+                raise RequestProblem("requests at the server are the operator's: sign them with the server's key")
+            if scope.kind == "client" and said.client not in enrolled:
+                raise RequestProblem(f"there is no client {said.client!r} in this federation")
+            if scope.kind == "class" and said.client is not None:
+                raise RequestProblem("the operator asks for a class of everybody: leave --client out")
+            client = said.client
+        else:
+            if clients and PublicKey.of(clients[filer]).text != signed.key:
+                raise RequestProblem(f"a request that {filer} brings must be signed with {filer}'s own key")
+            if said.client is not None:
+                raise RequestProblem("a node files for its own samples: leave the client out")
+            client = filer
+        for entry in self._standing.requests.values():
+            again = entry.scope == said.scope and scope.kind != "instances"
+            if entry.client == client and entry.state != "refused" and (again or entry.scope == "client"):
+                raise RequestProblem(f"this was asked already, in request {entry.request}, whose receipt holds for it")
+        return client
+
+    def _refuse(self, filer: ClientId, content: Any, why: str) -> None:
+        """Write a refusal down, once, and not without end where a node files nonsense."""
+        said = content.get("statement") if isinstance(content, dict) else None
+        id = said.get("id") if isinstance(said, dict) else None
+        known = isinstance(id, str) and len(id) == 32 and id not in self._standing.requests
+        refusal = Refused(str(id) if known else "", filer or None, why)
+        before = [other for _, other in self._standing.refused if other.client == refusal.client]
+        if refusal not in before:
+            if len(before) >= _MOST_FILED:
+                return
+            self._register.append(refusal)
+        if known:
+            self._asking[filer].add(str(id))
+
+    @property
+    def _standing(self) -> Standing:
+        return self._register.standing()
