@@ -127,11 +127,11 @@ class Deployment:
         """Flower's command line, as the operator; what it answers."""
         told = self._flwr(*arguments, "--format", "json")
         try:
-            answer: dict[str, Any] = json.loads(told)
+            answer: dict[str, Any] = json.loads(told.stdout)
         except ValueError:
             answer = {}
         if not answer.get("success"):  # Flower's exit code is 0 all the same
-            raise DeploymentError(f"flwr {arguments[0]}: {answer.get('error-message', told)}")
+            raise DeploymentError(f"flwr {arguments[0]}: {answer.get('error-message', told.stdout + told.stderr)}")
         return answer
 
     def run(self, **settings: float) -> str:
@@ -145,7 +145,7 @@ class Deployment:
 
     def run_log(self, run: str) -> str:
         """What the ServerApp has said."""
-        return self._flwr("log", run, _CONNECTION, "--show")
+        return self._flwr("log", run, _CONNECTION, "--show").stdout
 
     # The hospitals
 
@@ -226,18 +226,16 @@ class Deployment:
         """What a process has said since it was last started."""
         return self._log(name).read_text(errors="replace")
 
-    def _flwr(self, *arguments: object) -> str:
-        told = subprocess.run(
+    def _flwr(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [str(_PROGRAMS / "flwr"), *map(str, arguments)],
             env={**os.environ, **_ENVIRONMENT, "FLWR_HOME": str(self.folder / "operator")},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
             timeout=_PATIENCE,
             check=False,
         )
-        return told.stdout
 
     def _start(self, name: str, program: str, *arguments: object, **environment: str) -> None:
         marks = {_MARK: str(self.folder), "HOSPITAL_PROCESS": name}
