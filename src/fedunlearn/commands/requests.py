@@ -303,7 +303,8 @@ def _require_known(register: Path, key: PublicKey, client: str | None) -> None:
         raise ValueError(f"the register's key is {known.head.key}, and you gave {key.fingerprint}: give the server's")
     enrolled = known.standing().enrolled  # nobody is on a simulation's list
     if client is not None and enrolled and client not in enrolled:
-        raise ValueError(f"no client {client} was ever on the list; there are {', '.join(sorted(enrolled))}"[:_LONGEST])
+        told = f"no client {client} was ever on the list; there are {', '.join(sorted(enrolled))}"
+        raise ValueError(printable(told)[:_LONGEST])
 
 
 def _doubts(receipts: Mapping[Path, Any], keys: Sequence[PublicKey]) -> Iterator[str]:

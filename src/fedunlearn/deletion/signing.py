@@ -151,6 +151,7 @@ class SigningKey:
 
         Raises:
             KeyProblem: there is a file already, or the folder is not there or cannot be written.
+            OSError: the disk is full.
         """
         key = generate_private_key(SECP384R1()) if node else Ed25519PrivateKey.generate()
         made = cls(key)
