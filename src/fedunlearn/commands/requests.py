@@ -117,10 +117,32 @@ def show_request(
         *(("data", row.data), ("state", row.state)),
         *((f"  {state}", at) for state, at in row.times.items()),
         *([("why", row.why)] if row.why else []),
+        *_bound(where, row),
         *([("receipt", f"fedunlearn requests export {where} {row.request} -o FILE")] if row.receipt else []),
     ]
     for name, text in lines:
         print(f"{printable(name):<15}{printable(text)}")
+
+
+@requests.command("gone")
+def say_gone(
+    request: Id,
+    outbox: Annotated[Path, typer.Option(metavar="DIR", help="The node's own.")],
+    renumber: Annotated[
+        bool, typer.Option("--renumber", help="Move the places that other requests name down, as the samples have.")
+    ] = False,
+) -> None:
+    """Say, right after deleting a request's single samples from the node's data, that they are gone.
+
+    Their places are removed, and none of the samples that are left is meant.
+    """
+    from fedunlearn.deletion.outbox import Outbox
+
+    id = _one(outbox, request).request
+    moved = Outbox(outbox).gone(id, renumber=renumber)
+    print(f"request {id}: its samples are gone")
+    for other in moved:
+        print(f"request {other}: renumbered")
 
 
 @requests.command("export")
@@ -266,6 +288,18 @@ def _show_service(where: Path, as_json: bool) -> None:
         print_json(described(standing))
     else:
         print(tell_standing(standing))
+
+
+def _bound(where: Path, row: _Row) -> Iterator[tuple[str, str]]:
+    """The data that a node's request names places of, and whether an order was refused because they are others now."""
+    from fedunlearn.deletion.outbox import Outbox
+
+    bound = None if _is_register(where) else Outbox(where).bound(row.request)
+    if bound is not None:
+        labels = "renumbered" if bound.labels is None else f"labels SHA-256 {bound.labels[:16]}..."
+        yield "places in", f"{bound.samples} samples, {labels}"
+        if bound.found is not None:
+            yield "but found", f"{bound.found} samples, not those: no order is carried out until they are there again"
 
 
 def _is_register(folder: Path) -> bool:
