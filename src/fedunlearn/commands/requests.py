@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from fedunlearn.commands.options import Json, print_json
 
 if TYPE_CHECKING:
     from fedunlearn.deletion.outbox import Posted
-    from fedunlearn.deletion.signing import PublicKey, SigningKey
+    from fedunlearn.deletion.signing import SigningKey
     from fedunlearn.deletion.standing import Entry
 
 __all__ = ["requests"]
@@ -140,9 +140,9 @@ def verify_register(
     from fedunlearn.deletion.signing import PublicKey
     from fedunlearn.deletion.verification import verify
 
-    keys, receipts = [PublicKey.load(path) for path in key or ()], {path: read(path) for path in receipt or ()}
-    found = verify(register, keys, list(receipts.values()))
-    for warning in (*found.warnings, *_doubts(receipts, keys)):
+    keys, receipts = [PublicKey.load(path) for path in key or ()], [read(path) for path in receipt or ()]
+    found = verify(register, keys, receipts)
+    for warning in found.warnings:
         print(f"warning: {_printable(warning)}")
     for problem in found.problems:
         print(f"problem: {_printable(problem)}")
@@ -251,16 +251,6 @@ def _require_key(register: Path, key: SigningKey) -> None:
     force = Register.read(register).head.key
     if key.public.fingerprint != force:
         raise ValueError(f"the register's key is {force}, and you gave {key.public.fingerprint}: give the server's")
-
-
-def _doubts(receipts: Mapping[Path, Any], keys: Sequence[PublicKey]) -> Iterator[str]:
-    """Of receipts that none of these keys has signed."""
-    from fedunlearn.deletion.receipt import verify
-
-    for path, content in receipts.items():
-        problems = [verify(content, key) for key in keys]
-        if problems and all(problems):
-            yield f"{path}: {problems[0][0]}"
 
 
 def _printable(text: str) -> str:
