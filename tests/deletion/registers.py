@@ -42,6 +42,7 @@ __all__ = [
     "NEXT",
     "NODES",
     "OPENED",
+    "STEPS",
     "Written",
     "altered",
     "key",
@@ -94,7 +95,7 @@ def written(folder: Path, story: Sequence[Step], register: Register | None = Non
     receipts: list[dict[str, Any]] = []
     with register or Register.create(folder, KEY, OPENED) as open_:
         for step in story:
-            _STEPS[step](open_, receipts)
+            STEPS[step](open_, receipts)
     return Written(folder, receipts)
 
 
@@ -160,7 +161,7 @@ def _answer(register: Register, receipts: list[dict[str, Any]], instead: bool = 
         receipts.append(receipt)
 
 
-_STEPS: dict[Step, Callable[[Register, list[dict[str, Any]]], None]] = {
+STEPS: dict[Step, Callable[[Register, list[dict[str, Any]]], None]] = {
     "round": _round,
     "node": _node,
     "operator": _operator,
