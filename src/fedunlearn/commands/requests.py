@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,14 +182,13 @@ def verify_register(
 
     if not _is_register(register):  # a mistake, and no problem of a register
         raise ValueError(f"there is no register in {register}: name the folder that the server writes")
-    keys, receipts = [PublicKey.load(path) for path in key or ()], {path: read(path) for path in receipt or ()}
-    found = verify(register, keys, list(receipts.values()))
-    warnings = [*found.warnings, *_doubts(receipts, keys)]
+    keys, receipts = [PublicKey.load(path) for path in key or ()], [read(path) for path in receipt or ()]
+    found = verify(register, keys, receipts)
     if as_json:
         told = {"register": str(register), "events": found.events}
-        print_json({**told, "warnings": warnings, "problems": found.problems})
+        print_json({**told, "warnings": found.warnings, "problems": found.problems})
     else:
-        for warning in warnings:
+        for warning in found.warnings:
             print(f"warning: {printable(warning)}")
         for problem in found.problems:
             print(f"problem: {printable(problem)}")
@@ -339,13 +338,3 @@ def _require_known(register: Path, key: PublicKey, client: str | None) -> None:
     if client is not None and enrolled and client not in enrolled:
         told = f"no client {client} was ever on the list; there are {', '.join(sorted(enrolled))}"
         raise ValueError(printable(told)[:_LONGEST])
-
-
-def _doubts(receipts: Mapping[Path, Any], keys: Sequence[PublicKey]) -> Iterator[str]:
-    """Of receipts that none of these keys has signed."""
-    from fedunlearn.deletion.receipt import verify
-
-    for path, content in receipts.items():
-        problems = [verify(content, key) for key in keys]
-        if problems and all(problems):
-            yield f"{path}: {problems[0][0]}"
