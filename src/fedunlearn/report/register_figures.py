@@ -63,6 +63,8 @@ def quality(standing: Standing) -> Picture:
         grid = figure.add_gridspec(2, 1, height_ratios=_HEIGHTS)
         axes.set_subplotspec(grid[0])
         below = figure.add_subplot(grid[1], sharex=axes)
+        for panel in (axes, below):
+            panel.yaxis.labelpad = 9  # on a phone the page sets the numbers beside it larger
         every = _together(rounds)
         if every == 1:
             _lines(axes, points)
@@ -142,7 +144,7 @@ def _marks(axes: Axes, below: Axes, began: Sequence[int], rounds: int) -> None:
         style: Any = {"color": LIGHT["ink"], "linewidth": width, "scalex": False, "scaley": False}
         panel.plot(x, y, transform=panel.get_xaxis_transform(), **style)
     last = -math.inf
-    for number, start in enumerate(began):
+    for number, start in enumerate(began, 1):
         if start - last >= rounds / _NUMBERS:
             where: Any = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
             axes.text(start + 0.5, 1.01, str(number), fontsize=8, fontweight="bold", **where)
@@ -176,7 +178,7 @@ def _told(standing: Standing, points: Sequence[_Point], began: Sequence[int]) ->
             said.append(f"{label} {values[0]:.1f} at first, {values[-1]:.1f} at last")
     if not points:
         said.append("not known of any")
-    starts = [f"{number} after {start}" for number, start in enumerate(began[:_TOLD])]
+    starts = [f"{number} after {start}" for number, start in enumerate(began[:_TOLD], 1)]
     if starts:
         said.append(f"unlearnings began, by rounds before them: {', '.join(starts)}{_more(len(began) - _TOLD)}")
     took = [len(done.samples) for done in rounds if done.samples or done.absent]
