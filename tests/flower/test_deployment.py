@@ -39,6 +39,7 @@ from flower.processes import EXAMPLE, nothing_left
 
 SETTINGS = {"rounds": 2, "most": 2, "stay": 0.0, "fewest": 3}
 PLACES = (3, 14, 159, 265)
+PATIENCE = 600  # seconds, on a machine that has other work
 
 
 @pytest.fixture
@@ -48,8 +49,12 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     from deployment import Deployment, prepare
 
     prepare(tmp_path / "hospitals", 3, free_ports(5))
-    with nothing_left(tmp_path / "hospitals"):
-        yield Deployment(tmp_path / "hospitals")
+    made = Deployment(tmp_path / "hospitals")
+    with nothing_left(made.folder):
+        try:
+            yield made
+        finally:
+            made.stop()
 
 
 @pytest.mark.long
@@ -65,25 +70,25 @@ def test_a_request_outlives_the_server_and_ends_in_a_receipt(
     server, node = deployment.folder / "server", deployment.folder / "hospital-2"
     register = server / "register"
     first = deployment.run(**SETTINGS)
-    until(lambda: rounds(register, "train"), 240)
+    until(lambda: rounds(register, "train"))
     lap("the first round is trained")
     (node / "withdrawn.txt").write_text("\n".join(map(str, PLACES)))
     key, outbox = ("--key", node / "key"), ("--outbox", node / "outbox")
     scope = ("--scope", f"instances:{node / 'withdrawn.txt'}")
     fedunlearn("requests", "new", *scope, "--reason", "consent withdrawn", *key, *outbox)
 
-    until(lambda: rounds(register, "recover"), 300)
+    until(lambda: rounds(register, "recover"))
     lap("the first round of recovery is done")
     (pid,) = deployment.pids("flwr-serverapp", "superlink")
     os.kill(pid, signal.SIGKILL)
     assert standing(register).unlearnings[0].recovered is None
     second = deployment.run(**SETTINGS)
     assert second != first
-    until(lambda: deployment.pids("flwr-serverapp", "superlink"), 60)
+    until(lambda: deployment.pids("flwr-serverapp", "superlink"))
     lap("the server was killed, and is there again")
-    until(lambda: not deployment.pids("flwr-serverapp", "superlink"), 400)
-    until(lambda: deployment.status(second).startswith("finished"), 60)
-    assert deployment.status(second) == "finished:completed", deployment.log("superlink")[-3000:]
+    until(lambda: not deployment.pids("flwr-serverapp", "superlink"))
+    until(lambda: deployment.status(second).startswith("finished"))
+    assert deployment.status(second) == "finished:completed", deployment.run_log(second)
     lap("it has ended")
 
     told = standing(register)
@@ -181,10 +186,10 @@ def fedunlearn(*arguments: object) -> str:
     return told.stdout
 
 
-def until(there: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
+def until(there: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
     while not there():
-        assert time.monotonic() < end, f"not within {seconds:g} seconds"
+        assert time.monotonic() < end, f"not within {PATIENCE} seconds"
         time.sleep(0.5)
 
 

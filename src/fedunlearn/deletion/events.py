@@ -19,11 +19,13 @@ __all__ = [
     "EventProblem",
     "Fault",
     "Filed",
+    "Instead",
     "Opened",
     "Recovered",
     "Refused",
     "Rotated",
     "RoundDone",
+    "Started",
     "Waited",
     "event_of",
     "plain",
@@ -44,7 +46,7 @@ class Opened:
     Attributes:
         clients: each client's public key; empty in a simulation.
         key: the server's public key.
-        about: what must be the same when the server starts again: method, training, network, rounds, seed.
+        about: what must be the same whenever the server starts again: network, initial model, seed.
     """
 
     kind: ClassVar = "opened"
@@ -63,6 +65,20 @@ class Enrolled:
 
     kind: ClassVar = "enrolled"
     clients: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server started, to do this from here on.
+
+    Attributes:
+        plan: training, stop rule and the like, as `fedunlearn.deletion.plan.Plan.said` tells them.
+        software: versions of this package and of those that decide bits.
+    """
+
+    kind: ClassVar = "started"
+    plan: Mapping[str, Any]
+    software: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -87,14 +103,16 @@ class Refused:
 
     Attributes:
         request: its id as it was given; empty where there was none.
-        client: who filed it; None: nobody known.
+        client: who filed it; None: the operator.
         why: a sentence.
+        signed: as it came, if it could be read.
     """
 
     kind: ClassVar = "refused"
     request: str
     client: str | None
     why: str
+    signed: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,22 @@ class Acknowledged:
 
     kind: ClassVar = "acknowledged"
     request: str
+
+
+@dataclass(frozen=True)
+class Instead:
+    """An unlearning begins again, by another method: the one that it began with cannot be gone on with.
+
+    Attributes:
+        unlearning: its number.
+        method: as in `Began`.
+        why: a sentence.
+    """
+
+    kind: ClassVar = "instead"
+    unlearning: int
+    method: Mapping[str, Any]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +150,7 @@ class RoundDone:
         model: BLAKE2b-256 of the model after it (`fedunlearn.weights.Weights.digest`).
         checkpoint: the model's file, in the register's folder.
         negations: its sign history.
-        carried: further models that the method takes along, by name, each in its file.
+        carried: further models that the method takes along, by name: file and BLAKE2b-256 of each.
         samples: of each client that took part.
         absent: why each client that was asked did not.
         bytes_down, bytes_up: sent to clients and by them, for the measurement of accuracy too.
@@ -132,7 +166,7 @@ class RoundDone:
     model: str
     checkpoint: str
     negations: list[list[str]]
-    carried: Mapping[str, str] = field(default_factory=dict)
+    carried: Mapping[str, list[str]] = field(default_factory=dict)
     samples: Mapping[str, int] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     bytes_down: int = 0
@@ -155,6 +189,7 @@ class Began:
         validation: accuracy in percent of that model on validation samples that stay: what recovery is held against.
         audit: what the audit finds of each client's samples in that model, where they are, or why nothing is known.
         negations: that model's sign history.
+        plan: as in `Started`: what the unlearning must be gone on with.
     """
 
     kind: ClassVar = "began"
@@ -166,6 +201,7 @@ class Began:
     validation: float | None
     audit: Mapping[str, Any]
     negations: list[list[str]] = field(default_factory=list)
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -192,7 +228,7 @@ ENDED: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Audited:
-    """The audit of an unlearning: what `fedunlearn.audits.recognition.judged` gives, as plain values."""
+    """The audit of an unlearning: what `fedunlearn.audits.judgement.judged` gives, as plain values."""
 
     kind: ClassVar = "audited"
     unlearning: int
@@ -254,7 +290,9 @@ class Rotated:
 Event: TypeAlias = (
     Opened
     | Enrolled
+    | Started
     | Filed
+    | Instead
     | Refused
     | Acknowledged
     | Began

@@ -61,7 +61,7 @@ class Models:
         Raises:
             ServiceError: a file is gone, or is not what the register says.
         """
-        carried = {name: load_weights(self._register.checkpoints / file) for name, file in done.carried.items()}
+        carried = {name: self.load(file, digest) for name, (file, digest) in done.carried.items()}
         return Round(done.number, self.load(done.checkpoint, done.model), carried)
 
     def prune(self) -> None:
@@ -72,7 +72,7 @@ class Models:
         """
         standing, needed = self._register.standing(), set[str]()
         if standing.last is not None:
-            needed |= {standing.last.checkpoint, *standing.last.carried.values()}
+            needed |= {standing.last.checkpoint, *(file for file, _ in standing.last.carried.values())}
         if standing.current is not None:
             needed.add(standing.current.began.checkpoint)
         for path in self._register.checkpoints.iterdir():

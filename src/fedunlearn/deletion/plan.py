@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from annotated_types import Ge, Gt, Le
 
+from fedunlearn.backends.wire import encode
 from fedunlearn.evaluation import stopping
 from fedunlearn.federation import ClientId, Federation
 from fedunlearn.methods.negation import NoT
@@ -44,7 +45,7 @@ class Plan:
 
     Attributes:
         training: at the clients, of ordinary rounds and of recovery.
-        rounds: of ordinary training in all.
+        rounds: of ordinary training in all; a server that is started again may be given more.
         method: that answers requests. Where it cannot (it needs data that are deleted already), NoT does.
         stop: when recovery ends; it reads accuracy on the validation samples that stay, measured by the clients.
         most: rounds of recovery after which it ends in any case.
@@ -69,3 +70,22 @@ class Plan:
     stay: Annotated[float, Ge(0)] = 0.0
     pause: Annotated[float, Ge(0)] = 10.0
     tries: Annotated[int, Ge(1)] = 5
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+        if not 0 < self.participation <= 1:
+            raise ValueError(f"participation must be a share in (0, 1], not {self.participation!r}")
+        if not (self.stay >= 0 and self.pause >= 0):
+            raise ValueError(f"stay and pause are seconds, 0 or more, not {self.stay!r} and {self.pause!r}")
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What decides the bits of an unlearning, besides its method, as registers and receipts say it."""
+        decides = (self.training, self.stop, self.most, self.participation, self.scored)
+        return dict(zip(("training", "stop", "most", "participation", "scored"), encode(decides)[0], strict=True))
+
+
+_LEAST = {"rounds": 0, "most": 1, "every": 1, "scored": 1, "tries": 1}

@@ -11,7 +11,7 @@ from fedunlearn.deletion.plan import ServiceError, Site
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import PublicKey, SigningKey
 from fedunlearn.deletion.standing import Standing
-from fedunlearn.deletion.statement import RequestProblem, Scope, Signed
+from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, is_id
 from fedunlearn.federation import ClientId
 
 __all__ = ["Reception"]
@@ -104,11 +104,16 @@ class Reception:
         said, clients = signed.statement, self._standing.clients
         scope = Scope.of(said.scope)
         if filer == _OPERATOR:
-            enrolled = {*self._standing.enrolled, *self._site.federation.clients}  # the model may know them all
+            # The model may know all that have ever been on the list.
+            enrolled = {*self._standing.enrolled, *self._site.federation.clients}
             if signed.key != self._key.public.text:
                 raise RequestProblem("requests at the server are the operator's: sign them with the server's key")
             if scope.kind == "client" and said.client not in enrolled:
                 raise RequestProblem(f"there is no client {said.client!r} in this federation")
+            if scope.kind == "class" and said.data == "deleted":
+                raise RequestProblem(
+                    "whether a class's samples are deleted its holders alone know: leave --deleted out"
+                )
             if scope.kind == "class" and said.client is not None:
                 raise RequestProblem("the operator asks for a class of everybody: leave --client out")
             client = said.client
@@ -128,8 +133,12 @@ class Reception:
         """Write a refusal down, once, and not without end where a node files nonsense."""
         said = content.get("statement") if isinstance(content, dict) else None
         id = said.get("id") if isinstance(said, dict) else None
-        known = isinstance(id, str) and len(id) == 32 and id not in self._standing.requests
-        refusal = Refused(str(id) if known else "", filer or None, why)
+        known = is_id(id) and id not in self._standing.requests
+        try:
+            signed = Signed.of(content).json
+        except RequestProblem:
+            signed = None
+        refusal = Refused(str(id) if known else "", filer or None, why, signed)
         before = [other for _, other in self._standing.refused if other.client == refusal.client]
         if refusal not in before:
             if len(before) >= _MOST_FILED:

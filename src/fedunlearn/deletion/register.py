@@ -17,7 +17,7 @@ import secrets
 import shutil
 import socket
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from filelock import FileLock, Timeout
 
 from fedunlearn.atomic import FileError, read_json, write_json
-from fedunlearn.deletion.events import Event, EventProblem, Opened, Rotated, event_of, plain
+from fedunlearn.deletion.events import Enrolled, Event, EventProblem, Opened, Rotated, event_of, plain
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey, canonical
 from fedunlearn.deletion.standing import Standing, fold, standing
 from fedunlearn.deletion.statement import now
@@ -224,6 +224,9 @@ class Register:
         Raises:
             RegisterError: there is a register already, or the folder cannot be written to.
         """
+        _require_server(key)
+        if key.public.text in opened.clients.values():
+            raise RegisterError("the server's key stands on the list of clients: each needs one of its own")
         if opened.key != key.public.text:
             raise RegisterError("the first event of a register names the public key of the server that signs it")
         first = Row.of(0, now(), opened, register := secrets.token_hex(16))
@@ -313,9 +316,25 @@ class Register:
             RegisterError: one of them does not fit those before it, or is too large, or the disk does not take them.
         """
         for event in events:
-            if isinstance(event, Opened | Rotated):
-                raise RegisterError(f"{event.kind!r} cannot be appended: only `create` and `rotate` write it")
+            if isinstance(event, Opened | Enrolled | Rotated):
+                raise RegisterError(f"{event.kind!r} cannot be appended: only `create`, `enrol` and `rotate` write it")
         return self._enter(events, self._key)
+
+    def enrol(self, clients: Mapping[str, str]) -> Head:
+        """Have another list of clients from here on, if it is another.
+
+        Args:
+            clients: the public key of each, of all.
+
+        Raises:
+            RegisterError: this is a simulation's register, a key on the list was another client's or is the server's,
+                or the disk does not take the event.
+        """
+        if clients == self._standing.clients:
+            return self._head
+        if self._key.public.text in clients.values():
+            raise RegisterError("the server's key stands on the list of clients: each needs one of its own")
+        return self._enter([Enrolled(dict(clients))], self._key)
 
     def rotate(self, new: SigningKey) -> Head:
         """Sign with another key from here on; the old one says that it is followed by this one.
@@ -323,6 +342,9 @@ class Register:
         Raises:
             RegisterError: it is the same key, or the disk does not take the event.
         """
+        _require_server(new)
+        if new.public.text in self._standing.enrolled:
+            raise RegisterError("this is a client's key: make another with `fedunlearn keys new`")
         if new.public == self._key.public:
             raise RegisterError("the register is signed with this key already: make another with `fedunlearn keys new`")
         followed = {"register": self._head.register, "key": new.public.text}
@@ -370,6 +392,13 @@ class Register:
                 f"{self._key.public.fingerprint}: give that one; `fedunlearn keys rotate` changes it"
             )
         return head, _folded(self._folder, entered)
+
+
+def _require_server(key: SigningKey) -> None:
+    if not key.public.ed25519:
+        raise RegisterError(
+            "a server signs with an Ed25519 key, and this is a node's: make one with `fedunlearn keys new`"
+        )
 
 
 @contextmanager
@@ -469,6 +498,8 @@ def _folded(folder: Path, entered: Iterable[Entered]) -> Standing:
 def _fold(whole: Standing, one: Entered) -> None:
     try:
         fold(whole, one.at, one.event)
+    except EventProblem as error:
+        raise RegisterError(f"event {one.number} ({one.event.kind}) does not fit those before it: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError):
         raise RegisterError(f"event {one.number} ({one.event.kind}) does not fit those before it") from None
 

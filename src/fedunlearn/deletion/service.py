@@ -14,8 +14,11 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Literal, Self
 
+import torch
+
 from fedunlearn.architecture import Architecture
-from fedunlearn.audits.recognition import Recognised, Recognition, judged
+from fedunlearn.audits.judgement import judged
+from fedunlearn.audits.recognition import Recognised, Recognition
 from fedunlearn.backends.metered import Ledger, Metered
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.backends.wire import encode
@@ -27,9 +30,12 @@ from fedunlearn.deletion.events import (
     Done,
     Event,
     Fault,
+    Instead,
     Opened,
     Recovered,
+    Refused,
     RoundDone,
+    Started,
     Waited,
 )
 from fedunlearn.deletion.models import Models
@@ -39,6 +45,7 @@ from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import SigningKey, sha256
 from fedunlearn.deletion.standing import Entry, Standing, Unlearning
 from fedunlearn.deletion.statement import Scope, now
+from fedunlearn.environment import determinants
 from fedunlearn.evaluation.follow import Step, recovering, require, timed, unlearning
 from fedunlearn.evaluation.scores import validate
 from fedunlearn.federation import ClientId, Federation, Predicate, Program, Reply, TooFewClients, Traffic, Turn
@@ -74,7 +81,8 @@ class Service:
         initial: the model to begin with, the same at each start; None: a new one, drawn by the plan's seed.
 
     Raises:
-        ServiceError: the register is of another network, seed or initial model.
+        ServiceError: the register is of another network, seed or initial model, or an unlearning that is under way
+            began with another plan.
     """
 
     def __init__(
@@ -104,6 +112,13 @@ class Service:
             raise ServiceError(
                 f"{plan.method.name} needs a history or proxy data, which a service does not keep: NoT does without"
             )
+        current = self._standing.current
+        if current is not None and current.began.plan != plan.said:
+            raise ServiceError(
+                f"unlearning {current.began.unlearning} began with {current.began.plan}: start the server with that "
+                "training, stop rule and participation until it is done"
+            )
+        self._append(Started(plan.said, determinants(torch.device("cpu"))))
         self._models.prune()  # whoever was killed after its last step has not done it
 
     @staticmethod
@@ -153,7 +168,18 @@ class Service:
                 self._append(*self._faults(phase, number + 1), Waited(phase, number + 1, str(error)))
                 self._since_look = self._plan.every  # who is where may have changed
                 told = str(error)
+        if self._instead(told):
+            return True
         raise ServiceError(f"{told}, {self._plan.tries} times: start the server again once they are there, it goes on")
+
+    def _instead(self, why: str) -> bool:
+        """Where a method's own step needs somebody who does not answer: NoT, which needs nobody; whether that helps."""
+        current, method = self._standing.current, _described(NoT())
+        own = current is not None and not any(done.phase == "recover" for _, done in current.rounds)
+        if current is None or not own or current.began.method in (method, _described(Retrain())):
+            return False
+        self._append(Instead(current.began.unlearning, method, why))
+        return True
 
     def _next(self) -> bool:
         standing = self._standing
@@ -183,6 +209,10 @@ class Service:
 
     def _begin(self, entries: Sequence[Entry]) -> None:
         """Gather what is known of the model as it is, and say that an unlearning begins."""
+        if nothing := [entry for entry in entries if not self._means_something(entry)]:
+            why = "it means no training sample of anybody: there is nothing to forget"
+            self._append(*(Refused(entry.request, entry.client, why) for entry in nothing))
+            return
         number, weights, ids = len(self._standing.unlearnings), self.weights, [entry.request for entry in entries]
         task = self._task(number, ids, weights)
         method = self._method(task)
@@ -200,9 +230,15 @@ class Service:
                 validation,
                 audit,
                 _lists(weights.negations),
+                self._plan.said,
             ),
             *self._faults("unlearn", 0),
         )
+
+    def _means_something(self, entry: Entry) -> bool:
+        """Whether the model may know anything of what a request is about."""
+        elsewhere = entry.data == "deleted" or entry.client in self._gone
+        return elsewhere or bool(self._site.federation.where(_predicate(entry)).clients)
 
     def _go_on(self, current: Unlearning) -> None:
         """The next step of an unlearning."""
@@ -280,7 +316,7 @@ class Service:
                 done.after.digest(32),
                 self._models.save(done.after),
                 _lists(done.after.negations),
-                {name: self._models.save(weights, name) for name, weights in done.carry.items()},
+                {name: [self._models.save(weights, name), weights.digest(32)] for name, weights in done.carry.items()},
                 took_part,
                 {fault.client: f"{fault.what}: {fault.detail}" for fault in faults if fault.client not in took_part},
                 traffic.down_all,
@@ -424,7 +460,7 @@ class _Attended(Wrapper):
         """See `Federation.run`.
 
         Raises:
-            TooFewClients: at the end, where there were answers, and none with a model behind which there is a sample.
+            TooFewClients: at the end, where there was no model behind which there is a sample.
         """
         answered, samples = 0, 0
         for client, reply in self.inner.run(program, weights, turn, clients):
@@ -436,7 +472,7 @@ class _Attended(Wrapper):
                 self._samples[client] = reply.samples
             samples += reply.samples
             yield client, reply
-        if turn.phase != "evaluate" and answered and not samples:
+        if turn.phase != "evaluate" and not samples:
             raise TooFewClients(f"{answered} clients answered, none with a model that was trained on a sample")
 
 

@@ -80,7 +80,7 @@ class PublicKey:
                 raise ValueError
             pem = raw.startswith(b"-----BEGIN")
             key = serialization.load_pem_public_key(raw) if pem else serialization.load_ssh_public_key(raw)
-        except (ValueError, UnsupportedAlgorithm):
+        except Exception:  # whatever these raise at keys that somebody has made up, NotImplementedError among it
             key = None
         if not isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
             raise KeyProblem(
@@ -103,6 +103,11 @@ class PublicKey:
             return cls.of(text)
         except KeyProblem as error:
             raise KeyProblem(f"{path}: {error}") from None
+
+    @property
+    def ed25519(self) -> bool:
+        """Whether it is of a server's kind, and not of a node's."""
+        return self.text.startswith("ssh-ed25519 ")
 
     @property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from fedunlearn.deletion.events import (
@@ -16,11 +16,13 @@ from fedunlearn.deletion.events import (
     EventProblem,
     Fault,
     Filed,
+    Instead,
     Opened,
     Recovered,
     Refused,
     Rotated,
     RoundDone,
+    Started,
     Waited,
 )
 
@@ -145,24 +147,30 @@ class Standing:
     Attributes:
         opened: whose register it is; None: it is empty.
         clients: the public key of each client on the list; empty in a simulation.
-        enrolled: all that have ever been on it.
+        holders: of each key that has ever been on it the client: a client can change its key, a key never its client.
         requests: by id, in the order in which they came.
         refused: those that came to nothing, also ones without an id.
         rounds: all, in order, each with the time when it was over.
         unlearnings: in order.
-        faults, waits, rotations: in order, with times.
+        started, faults, waits, rotations: in order, with times.
     """
 
     opened: Opened | None = None
     clients: dict[str, str] = field(default_factory=dict)
-    enrolled: set[str] = field(default_factory=set)
+    holders: dict[str, str] = field(default_factory=dict)
     requests: dict[str, Entry] = field(default_factory=dict)
     refused: list[tuple[str, Refused]] = field(default_factory=list)
     rounds: list[tuple[str, RoundDone]] = field(default_factory=list)
     unlearnings: list[Unlearning] = field(default_factory=list)
+    started: list[tuple[str, Started]] = field(default_factory=list)
     faults: list[tuple[str, Fault]] = field(default_factory=list)
     waits: list[tuple[str, Waited]] = field(default_factory=list)
     rotations: list[tuple[str, Rotated]] = field(default_factory=list)
+
+    @property
+    def enrolled(self) -> set[str]:
+        """All clients that have ever been on the list."""
+        return set(self.holders.values())
 
     @property
     def waiting(self) -> list[Entry]:
@@ -205,7 +213,11 @@ def fold(now: Standing, at: str, event: Event) -> None:
             now.opened = event
             _enrol(now, event.clients)
         case Enrolled():
+            if not now.holders:
+                raise EventProblem("the register of a simulation has no list of clients")
             _enrol(now, event.clients)
+        case Started():
+            now.started.append((at, event))
         case Filed():
             if event.request in now.requests:
                 raise EventProblem(f"request {event.request} is filed twice")
@@ -228,6 +240,9 @@ def fold(now: Standing, at: str, event: Event) -> None:
                 raise EventProblem(f"unlearning {event.unlearning} begins where {len(now.unlearnings)} is the next")
             now.unlearnings.append(Unlearning(event, at))
             _each(now, event.unlearning, "unlearning", at)
+        case Instead():
+            one = _unlearning(now, event.unlearning)
+            one.began, one.rounds = replace(one.began, method=event.method), []
         case RoundDone():
             now.rounds.append((at, event))
             if event.unlearning is not None:
@@ -253,8 +268,12 @@ def fold(now: Standing, at: str, event: Event) -> None:
 
 
 def _enrol(now: Standing, clients: Mapping[str, str]) -> None:
+    for client, key in clients.items():
+        if (known := now.holders.get(key, client)) != client:
+            # What was forgotten is known by the client's name: under another it would be trained on again.
+            raise EventProblem(f"the key of {client} has been {known}'s: leave it that name on the list")
     now.clients = dict(clients)
-    now.enrolled |= clients.keys()
+    now.holders |= {key: client for client, key in clients.items()}
 
 
 def _unlearning(now: Standing, number: int) -> Unlearning:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey
 
-__all__ = ["LONGEST_REASON", "RequestProblem", "Scope", "Signed", "Statement", "now"]
+__all__ = ["LONGEST_REASON", "RequestProblem", "Scope", "Signed", "Statement", "is_id", "now"]
 
 LONGEST_REASON = 500
 """Characters."""
@@ -78,7 +78,7 @@ class Statement:
 
     def __post_init__(self) -> None:
         whole = all(isinstance(value, str) for value in (self.id, self.scope, self.reason, self.filed))
-        if not whole or not _ID.fullmatch(self.id) or not _is_time(self.filed):
+        if not whole or not is_id(self.id) or not _is_time(self.filed):
             raise RequestProblem("a request needs an id of 32 hexadecimal digits and a time in UTC")
         scope = Scope.of(self.scope)
         if str(scope) != self.scope:
@@ -152,6 +152,11 @@ def _is_time(text: str) -> bool:
         return datetime.fromisoformat(text).astimezone(UTC).isoformat(timespec="seconds") == text
     except (ValueError, OverflowError):
         return False
+
+
+def is_id(text: object) -> bool:
+    """Whether this is the id of a request: 32 hexadecimal digits."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
 def now() -> str:

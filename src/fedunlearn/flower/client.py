@@ -92,6 +92,7 @@ class _Node:
     def work(self, message: Message, context: Context) -> Message:
         """Carry out an order."""
         from fedunlearn.backends.envelope import Answer, Envelope, Limits, read_order, write_answer
+        from fedunlearn.backends.wire import WireError
 
         ticket = digest = ""
         try:
@@ -100,7 +101,8 @@ class _Node:
             answer = write_answer(Answer(ticket, digest, self._done(order, context)))
         except Exception as error:
             _log.exception("an order was not carried out")
-            answer = write_answer(Answer(ticket, digest, failed=_sentence(error)))
+            told = _sentence(error) if isinstance(error, _Refused | WireError) else type(error).__name__
+            answer = write_answer(Answer(ticket, digest, failed=told))
         return Message(parcel(answer.text, answer.body), reply_to=message)
 
     def hello(self, message: Message, context: Context) -> Message:
@@ -140,7 +142,6 @@ class _Node:
 
         client = self._client(order.client, context)
         view = self._resolved(order.view, order.client, context)
-        own_request = view is not order.view
         try:
             positions = view.of(client).positions(None, "train")
         except Exception as error:
@@ -151,8 +152,8 @@ class _Node:
             reply = execute(order.program, order.weights, order.turn, view, client, self._network(), best_device())
         except ClientError as error:
             cause = error.__cause__ or error
-            # An error's text may name a sample or a file; of what the client alone knows, not even that is told.
-            raise _Refused(type(cause).__name__ if own_request else _sentence(cause)) from error
+            # An error's text may name a sample, a patient or a file; the node's own log has it.
+            raise _Refused(f"its own code failed ({type(cause).__name__}): its log says why") from error
         if reply.values and not self.values:
             raise _Refused(
                 "a node gives out no values per sample, for they tell of single samples: allow it by "
@@ -200,6 +201,4 @@ def _found(place: Place, context: Context) -> Path:
 
 
 def _sentence(error: BaseException) -> str:
-    """An error in a line, without the file that it may be about."""
-    told = error.strerror if isinstance(error, OSError) else str(error)
-    return (" ".join((told or "").split()) or type(error).__name__)[:_LONGEST_SENTENCE]
+    return " ".join(str(error).split())[:_LONGEST_SENTENCE]

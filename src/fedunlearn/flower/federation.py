@@ -62,7 +62,7 @@ class Fault:
 class Flower:
     """Clients on other machines; see `fedunlearn.federation.Federation`.
 
-    Who gives no answer in time is asked once more, and then left out.
+    Who gives no answer in time is asked once more, and then left out; who was left out the last time, at once.
 
     Args:
         grid: Flower's, of the `ServerApp`.
@@ -147,6 +147,7 @@ class _Link:
     fewest: int
     limits: Limits | None
     faults: Callable[[Fault], None] | None
+    mute: set[ClientId] = field(default_factory=set)  # the last time: they cost one deadline, not two
     held: list[tuple[ClientId, tuple[Predicate, ...], bool]] = field(default_factory=list)  # predicates have no hash
 
     def run(
@@ -190,9 +191,10 @@ class _Link:
         """What each of these clients answers, in this order."""
         kind = f"{'evaluate' if turn.phase == 'evaluate' else 'train'}.{WORK}"
         found: dict[ClientId, Reply | Fault] = {}
-        for _ in range(tries):
+        for number in range(tries):
             there = {client: node for client in asked if (node := self.nodes[client]) is not None}
-            tickets = {client: secrets.token_hex(16) for client in there if client not in found}
+            again = found.keys() | self.mute if number else found.keys()
+            tickets = {client: secrets.token_hex(16) for client in there if client not in again}
             if not tickets:
                 break
             messages = {}
@@ -200,7 +202,9 @@ class _Link:
                 messages[client] = _message(orders.to(client, ticket), there[client], kind, self.deadline)
             for client, reply in _gathered(self.grid, messages, self.deadline).items():
                 found[client] = _read(client, reply, tickets[client], orders.digest, limits)
-        silent = f"no answer within {self.deadline:g} seconds, {tries} times asked"
+        self.mute.difference_update(found)
+        self.mute.update(client for client in asked if client not in found)
+        silent = f"no answer within {self.deadline:g} seconds"
         return [(client, found.get(client, Fault(client, "silent", silent))) for client in asked]
 
 

@@ -9,8 +9,8 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedunlearn.architecture import Architecture
-from fedunlearn.deletion.events import Enrolled, Opened
-from fedunlearn.deletion.plan import Plan
+from fedunlearn.deletion.events import Opened
+from fedunlearn.deletion.plan import Plan, ServiceError
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.signing import SigningKey
@@ -64,7 +64,11 @@ def serve(
         opened = Opened(roster or {}, signing.public.text, Service.about(plan, begun))
         book = Register.create(register, signing, opened)
     with book:
-        if roster is not None and book.standing().clients != roster:
-            book.append(Enrolled(roster))
+        if roster is None and book.standing().enrolled:
+            raise ServiceError(
+                "this register is of a deployment, whose clients are known by their keys: give clients=..."
+            )
+        if roster is not None:
+            book.enrol(roster)
         site = FlowerSite(grid, architecture, roster, deadline=deadline, fewest=fewest, patience=patience)
         return Service(site, book, signing, architecture, plan, begun).run()

@@ -18,6 +18,8 @@ from fedunlearn.flower.federation import Fault, Flower, exchange, greet
 __all__ = ["FlowerSite", "RosterProblem", "read_roster"]
 
 _LOOK = 1.0  # seconds between two looks for nodes at the start
+_QUESTION = 120.0  # seconds at most for an answer that needs no computing: a new process at each node, and no torch
+_PATIENCE = 16  # looks at most until whoever did not say who it is is asked again: each time costs as many seconds
 
 
 class RosterProblem(ValueError):
@@ -85,8 +87,10 @@ class FlowerSite:
         patience: float = 600.0,
     ) -> None:
         self._grid, self._roster, self._deadline = grid, roster, deadline
-        self._seen: frozenset[int] = frozenset()
+        self._greeted: frozenset[int] = frozenset()
+        self._seen: frozenset[int] = frozenset()  # those of them who have said who they are
         self._strangers: set[int] = set()
+        self._looks, self._patience = 0, 1  # since the last greeting; before the next, where somebody was mute
         self._faults: list[tuple[ClientId, str, str]] = []
         self._nodes: dict[ClientId, int | None] = dict.fromkeys(roster or ())
         end = time.monotonic() + patience
@@ -105,8 +109,9 @@ class FlowerSite:
         """See `Site.exchange`."""
         self._meet()
         there = {client: node for client, node in self._nodes.items() if node is not None}
+        deadline = min(self._deadline, _QUESTION)
         told = {client: [dict(answer) for answer in some] for client, some in answers.items()}
-        return exchange(self._grid, there, told, self._deadline, self._note)
+        return exchange(self._grid, there, told, deadline, self._note)
 
     def faults(self) -> list[tuple[ClientId, str, str]]:
         """See `Site.faults`."""
@@ -119,9 +124,12 @@ class FlowerSite:
             seen = frozenset(self._grid.get_node_ids())
         except Exception as error:  # whatever the link raises while it starts again
             raise TooFewClients(f"which nodes there are could not be asked ({error!r})") from error
-        if seen == self._seen:
+        self._looks += 1
+        if seen == self._seen or (seen == self._greeted and self._looks < self._patience):
             return
-        greeting = greet(self._grid, self._roster, deadline=self._deadline)
+        self._patience = min(2 * self._patience, _PATIENCE) if seen == self._greeted else 1
+        self._looks, self._greeted = 0, seen
+        greeting = greet(self._grid, self._roster, deadline=min(self._deadline, _QUESTION))
         if self._roster is None and not self._nodes:
             self._nodes.update(greeting.nodes)
         for client in self._nodes:
