@@ -1,4 +1,4 @@
-"""A service of deletion requests, made up: four hospitals, two unlearnings, a stranger and a fault.
+"""A service of deletion requests, made up: four hospitals, two unlearnings, a refusal and a fault.
 
 Rounds and unlearnings have the numbers of a register, from 0.
 """
@@ -102,7 +102,7 @@ def told(client: str = "hospital-2", reason: str = "the study is over") -> Event
         clock.add(done("train", number, None, 47.0 + 7 * number, took, absent))
     clock.add(filed(WHOLE, client, "client", reason), Acknowledged(WHOLE))
     clock.add(filed(CLASS, None, "class:3", "an error in the labels", SERVER), Acknowledged(CLASS))
-    clock.add(Refused("d" * 32, None, "its key is on no list: only clients of this federation file requests"))
+    clock.add(Refused("d" * 32, None, "there is no client 'hospital-9' in this federation"))
     clock.add(Began(0, [WHOLE, CLASS], METHOD, "before", "checkpoints/train", 82.0, {}))
     stay = [one for one in HOSPITALS if one != "hospital-2"]
     conv1 = ["conv1.weight", "conv1.bias"]

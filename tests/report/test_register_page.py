@@ -24,7 +24,18 @@ from playwright.sync_api import Browser
 from story import CLASS, HEAD, SINGLE, WHOLE, Events
 
 from fedunlearn.commands.register_page import page
-from fedunlearn.deletion.events import Began, Enrolled, Event, Fault, Opened, Recovered, Refused, RoundDone
+from fedunlearn.deletion.events import (
+    Began,
+    Enrolled,
+    Event,
+    Fault,
+    Instead,
+    Opened,
+    Recovered,
+    Refused,
+    RoundDone,
+    Started,
+)
 from fedunlearn.deletion.register import Register, RegisterError
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import standing
@@ -244,11 +255,28 @@ def test_a_request_that_is_refused_after_it_was_entered() -> None:
     assert table(text, "Refused requests") == [["2026-12-02 00:00:00", "aaaaaaaa…", "hospital-2", "it was withdrawn"]]
 
 
-def test_strangers_are_refused_with_the_reason(text: str) -> None:
-    why = "its key is on no list: only clients of this federation file requests"
-    assert table(text, "Refused requests") == [["2026-11-30 18:02:00", "dddddddd…", "an unknown node", why]]
-    nameless = [*story.told()[:1], ("2026-11-30T18:02:00+00:00", Refused("", None, "no request at all"))]
-    assert table(made(nameless), "Refused requests")[0][1] == "without an id"
+def test_the_operators_refusals_and_a_clients(text: str) -> None:
+    why = "there is no client 'hospital-9' in this federation"
+    assert table(text, "Refused requests") == [["2026-11-30 18:02:00", "dddddddd…", "the operator", why]]
+    nameless = [*story.told()[:1], ("2026-11-30T18:02:00+00:00", Refused("", "hospital-1", "no request at all"))]
+    assert table(made(nameless), "Refused requests")[0][1:3] == ["without an id", "hospital-1"]
+
+
+def test_a_stranger_comes_between_rounds() -> None:
+    stranger = ("2026-11-30T18:02:00+00:00", Fault("", "stranger", "node 7: its key is on no list", "look", 2))
+    (row,) = table(made([*story.told()[:3], stranger]), "Faults and waits, one by one")
+    assert row[1:] == ["stranger", "an unknown node", "between rounds", "node 7: its key is on no list"]
+
+
+def test_what_an_unlearning_that_began_again_is_held_against() -> None:
+    """From before the first of its four rounds to after the last."""
+    clock = story.Clock()
+    clock.add(story.filed(WHOLE, "hospital-1", "client", ""), Began(0, [WHOLE], {}, "b", "c", 80.0, {}))
+    clock.add(story.done("unlearn", 0, 0, None), story.done("unlearn", 1, 0, None), Instead(0, {"name": "NoT"}, "why"))
+    clock.add(story.done("unlearn", 0, 0, None), story.done("recover", 0, 0, 70.0))
+    above, _ = quality(standing(clock.events)).figure.axes
+    lines = {str(line.get_label()): line for line in above.lines}
+    assert list(lines["before the request"].get_xdata())[:2] == [0.5, 4.5]
 
 
 def test_rounds_in_numbers(text: str) -> None:
@@ -393,6 +421,9 @@ def test_the_register(text: str) -> None:
     joined = [*story.told(), ("2026-11-30T18:05:00+00:00", Enrolled(dict.fromkeys("abcde", "ecdsa")))]
     assert "Clients 5 on the list" in section(made(joined), "register")
     assert "Clients not known Key changed never" in section(made([]), "register")
+    again = [Started({"every": 1, "limit": 2}, {"torch": "2.0"}), Started({"every": 1, "limit": 3}, {"torch": "2.1"})]
+    started = section(made([*story.told(), *(("2026-11-30T18:05:00+00:00", one) for one in again)]), "register")
+    assert started.endswith('seed 0 every 1 limit 3 software {"torch": "2.1"}')
     simulated = [("2026-11-30T18:00:00+00:00", Opened({}, story.SERVER, {}))]
     assert "Clients those of a simulation, without keys" in section(made([*simulated]), "register")
 

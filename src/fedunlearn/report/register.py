@@ -110,7 +110,7 @@ def register_page(standing: Standing, head: Head) -> str:
     receipts = list(_receipts(standing, anchors))
     text = render(
         "register.html",
-        filters={"cut": _cut, "short": _short, "time": _time, "percent": _percent, "phase": _phase, "who": _who},
+        filters={"cut": _cut, "short": _short, "time": _time, "percent": _percent, "phase": _phase},
         title="Deletion requests",
         standing=standing,
         head=head,
@@ -125,7 +125,7 @@ def register_page(standing: Standing, head: Head) -> str:
         limits=next((one.judgement.get("limits", "") for _, one in _newest(standing) if one.judgement), ""),
         receipts=_Listed(receipts, sum(entry.receipt is not None for entry in standing.requests.values())),
         troubles=_Listed.of(_troubles(standing), len(standing.faults) + len(standing.waits)),
-        about=[(name, _plain(value)) for name, value in standing.opened.about.items()] if standing.opened else [],
+        about=[(name, _plain(value)) for name, value in _about(standing).items()],
         unknown=UNKNOWN,
     )
     return text.encode("utf-8", "replace").decode()  # half a surrogate pair can stand in JSON, and in no file
@@ -297,7 +297,7 @@ def _troubles(standing: Standing) -> Iterator[_Trouble]:
     """Faults and waits, newest first."""
     both: list[tuple[str, Fault | Waited]] = sorted([*standing.faults, *standing.waits], key=lambda of: of[0])
     for at, one in reversed(both):
-        where = f"{_PHASES.get(one.phase, one.phase)} {one.number + 1}"
+        where = f"{_PHASES[one.phase]} {one.number + 1}" if one.phase in _PHASES else "between rounds"
         if isinstance(one, Fault):
             yield _Trouble(at, one.what, _who(one.client), where, one.detail)
         else:
@@ -321,6 +321,15 @@ def _percent(value: float | None) -> str:
 def _time(at: str) -> str:
     """As people write it; what zone it is in stands beside it."""
     return at.removesuffix("+00:00").replace("T", " ", 1)
+
+
+def _about(standing: Standing) -> dict[str, Any]:
+    """What the server said of itself, the last time that it started."""
+    said = dict(standing.opened.about) if standing.opened else {}
+    if standing.started:
+        _, last = standing.started[-1]
+        said |= {**last.plan, "software": last.software}
+    return said
 
 
 def _plain(value: Any) -> str:

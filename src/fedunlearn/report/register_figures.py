@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -127,9 +128,11 @@ def _bands(axes: Axes, points: Sequence[_Point], every: int) -> None:
 def _before(axes: Axes, standing: Standing, began: Sequence[int]) -> None:
     """What each recovery is held against, as far as it goes."""
     x, y = [], []
+    # Not those of the unlearning alone: where it began again, it has had more.
+    rounds = Counter(done.unlearning for _, done in standing.rounds)
     for one, start in zip(standing.unlearnings, began, strict=True):
         if one.began.validation is not None:
-            x += [start + 0.5, start + 0.5 + max(len(one.rounds), 1), math.nan]
+            x += [start + 0.5, start + 0.5 + max(rounds[one.began.unlearning], 1), math.nan]
             y += [one.began.validation, one.began.validation, math.nan]
     if x:
         axes.plot(x, y, color=LIGHT["faint"], linewidth=1, linestyle=(0, (3, 2)), label=_BEFORE)
