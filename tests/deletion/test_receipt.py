@@ -127,7 +127,7 @@ def test_nobody_stays() -> None:
     assert receipt["answered"]["layers"] == receipt["answered"]["signs"]["after"] == []
     assert receipt["answered"]["weights"]["after recovery"] == "new"
     assert receipt["recovery"]["ended"] == "nobody"
-    assert "0 rounds, ended: no client stays to recover with" in tell(receipt)
+    assert "0 rounds, ended: nobody stays to recover with" in tell(receipt)
 
 
 @pytest.mark.parametrize("why", get_args(get_type_hints(Recovered)["why"]))

@@ -358,7 +358,7 @@ def test_a_new_model_has_no_old_signs() -> None:
     clock.add(story.done("unlearn", 0, 0, None), Recovered(0, "nobody"))
     said = section(made(clock.events), "unlearnings")
     assert "Method not known Layers negated none" in said
-    assert "no client stays to recover with" in said
+    assert "nobody stays to recover with" in said
 
 
 def test_receipts_in_full_to_read_and_to_keep(text: str) -> None:

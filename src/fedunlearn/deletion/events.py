@@ -221,7 +221,7 @@ class Recovered:
 ENDED: Mapping[str, str] = {
     "recovered": "the stop rule was met",
     "limit": "at the limit of rounds, before the stop rule was met",
-    "nobody": "no client stays to recover with",  # whether the model is a new one the method says
+    "nobody": "nobody stays to recover with",  # whether the model is a new one the method says
 }
 """Why recovery ended, in words."""
 
