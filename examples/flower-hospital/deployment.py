@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "NO_COLOR": "1",
 }
+_LAST_PORT = 65_535
 _PATIENCE = 120.0  # seconds for a process to be ready
 _GRACE = 15.0  # seconds for a process to end by itself
 _KNOWN_ALREADY = "[code: 23]"  # Flower's, of a key that is registered
@@ -57,6 +58,10 @@ def prepare(folder: Path, hospitals: int, port: int) -> None:
         hospitals: how many.
         port: of the SuperLink; each hospital takes one more of those that follow.
     """
+    if hospitals < 1:
+        raise DeploymentError("a federation needs a hospital: give --hospitals 1 or more")
+    if not 0 < port < port + hospitals <= _LAST_PORT:
+        raise DeploymentError(f"ports end at {_LAST_PORT}, and each hospital takes one after --port: give another")
     folder = folder.absolute()
     if folder.is_relative_to(APP):
         raise DeploymentError(f"choose a folder outside {APP}: Flower sends what lies in there to every hospital")
@@ -180,10 +185,12 @@ class Deployment:
 
         Args:
             names: which; none: all.
+
+        Raises:
+            DeploymentError: there is none of a name, or one does not become ready.
         """
+        self._require(names)
         known, running = (SUPERLINK, *self.hospitals), {name for _, name in self.processes()}
-        if unknown := sorted(set(names).difference(known)):
-            raise DeploymentError(f"there is no {', '.join(unknown)} in {self.folder}: choose of {', '.join(known)}")
         wanted = [name for name in names or known if name not in running]
         if SUPERLINK in wanted:
             self.start_superlink()
@@ -200,7 +207,11 @@ class Deployment:
 
         Args:
             names: which; none: all.
+
+        Raises:
+            DeploymentError: there is none of a name.
         """
+        self._require(names)
         running = {name for _, name in self.processes() if not names or name in names}
         for some in (running - {SUPERLINK}, running & {SUPERLINK}):
             self._signal(some, signal.SIGTERM, leaders=True)
@@ -236,6 +247,12 @@ class Deployment:
             timeout=_PATIENCE,
             check=False,
         )
+
+    def _require(self, names: tuple[str, ...]) -> None:
+        there = (SUPERLINK, *self.hospitals)
+        for name in names:
+            if name not in there:
+                raise DeploymentError(f"there is no {name} in {self.folder}: name some of {', '.join(there)}, or none")
 
     def _start(self, name: str, program: str, *arguments: object, **environment: str) -> None:
         marks = {_MARK: str(self.folder), "HOSPITAL_PROCESS": name}

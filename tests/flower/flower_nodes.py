@@ -62,11 +62,14 @@ def with_outbox(monkeypatch: pytest.MonkeyPatch, meant: dict[str, Meant], open: 
                 raise ValueError(f"{self.folder} knows no request {request}")
             return meant[request]
 
+        def places(self, request: str, labels: bytes) -> tuple[int, ...]:
+            return meant[request].instances
+
         def exchange(self, answers: list[Any]) -> list[Any]:
             told.extend(answers)
             return list(open)
 
     module = ModuleType("fedunlearn.deletion.outbox")
-    module.Outbox = Outbox  # type: ignore[attr-defined]
+    module.Outbox, module.OtherData = Outbox, OSError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fedunlearn.deletion.outbox", module)
     return told

@@ -1,18 +1,20 @@
 """A folder in which whoever asks keeps their requests, what only they know of them, and the server's answers.
 
 Of a request ``ID`` it holds ``ID.json``, signed, which is sent; ``ID.instances.json``, which samples are meant, which
-never leaves the folder; and ``ID.answer.json``, the server's last answer. A request is there once ``ID.json`` is, which
-is written last.
+never leaves the folder, and ``ID.data.json``, in which data, nor does it; and ``ID.answer.json``, the server's last
+answer. A request is there once ``ID.json`` is, which is written last.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +26,19 @@ from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import State
 from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, Statement
 
-__all__ = ["MOST_AT_ONCE", "MOST_INSTANCES", "Answer", "Filing", "Meant", "Outbox", "OutboxError", "Posted", "desk"]
+__all__ = [
+    "MOST_AT_ONCE",
+    "MOST_INSTANCES",
+    "Answer",
+    "Bound",
+    "Filing",
+    "Meant",
+    "OtherData",
+    "Outbox",
+    "OutboxError",
+    "Posted",
+    "desk",
+]
 
 MOST_INSTANCES = 10_000_000
 """Samples of one request."""
@@ -32,16 +46,27 @@ MOST_AT_ONCE = 1000
 """Requests of one message."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
+_REGISTER = "register.sqlite"  # which is never in an outbox
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SETTLED = ("done", "refused")
+_BEGUN = ("unlearning", "recovering", "verified", "done")
+_GONE = "gone"  # in place of a list: an empty one could as well be a damaged file
+_LABEL = 8  # bytes
+_LONGEST_BOUND = 1000
 _LONGEST_REQUEST = 65_536  # bytes
 _LONGEST_ANSWER = 8_388_608  # a receipt is in it
 _LONGEST_LIST = 20 * MOST_INSTANCES
+_LONGEST_MOVE = 10 * _LONGEST_LIST  # the lists of several requests
 _DIGITS = 15  # of the largest index
 _LONGEST_WHY = 2000  # characters
 
 
 class OutboxError(ValueError):
     """An outbox cannot do what is asked, or holds what it must not; the sentence says what to do."""
+
+
+class OtherData(OutboxError):
+    """A node's data are not those in which a request named places. The sentence has numbers that are the node's own."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,45 @@ class Meant:
 
     scope: str
     instances: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The data that a request's places are places of.
+
+    Attributes:
+        samples: how many there are.
+        labels: SHA-256 of all labels, in hexadecimal digits; None: the places were renumbered after a deletion, and
+            the next data must be exactly so many samples.
+        found: how many samples there were where an order was refused since, because the data were others; else None.
+    """
+
+    samples: int
+    labels: str | None
+    found: int | None = None
+
+    @classmethod
+    def of(cls, content: Any) -> Bound:
+        """Read plain values.
+
+        Raises:
+            OutboxError: they are of no such data.
+        """
+        if not isinstance(content, dict) or content.keys() != {"samples", "labels", "found"}:
+            raise OutboxError("data have samples, labels and found, and nothing else")
+        bound = cls(**content)
+        numbers = [bound.samples, *([] if bound.found is None else [bound.found])]
+        digest = bound.labels is None or (isinstance(bound.labels, str) and _DIGEST.fullmatch(bound.labels))
+        if not digest or any(type(number) is not int or number < 0 for number in numbers):
+            raise OutboxError("data have numbers of samples, and a SHA-256 of their labels")
+        return bound
+
+    def fits(self, labels: bytes) -> bool:
+        """Whether data with these labels have the same samples at the same places; new ones may follow."""
+        if self.labels is None:
+            return len(labels) == self.samples * _LABEL
+        known = labels[: self.samples * _LABEL]
+        return len(known) == self.samples * _LABEL and _digest(known) == self.labels
 
 
 @dataclass(frozen=True)
@@ -159,8 +223,11 @@ class Outbox:
 
         Raises:
             RequestProblem: the scope, the reason or the client is not as it must be.
-            OutboxError: the list of samples is not, or the folder cannot be written, or is open to others.
+            OutboxError: the list of samples is not, no reason is given, or the folder cannot be written, is open to
+                others, or is a server's register.
         """
+        if not reason.strip():
+            raise OutboxError("say why, in one line: the reason stands in the register and in the receipt")
         kind, _, file = scope.partition(":")
         if kind == "instances" and not file:
             raise OutboxError("say which samples: instances:FILE, a file with their places, one a line")
@@ -172,7 +239,7 @@ class Outbox:
             if (first := self._same(statement, key.public.text, instances)) is not None:
                 return Filing(first, again=True)
             if kind == "instances":
-                self._write_private(statement.id, instances)
+                self._write_private(self._instances(statement.id), instances)
             write_json(self._request(statement.id), Signed.by(key, statement).json)
         return Filing(statement.id, again=False)
 
@@ -215,6 +282,79 @@ class Outbox:
         gone = signed.statement.data == "deleted"
         return Meant(signed.statement.scope, () if gone else self._named(signed))
 
+    def places(self, request: str, labels: bytes) -> tuple[int, ...]:
+        """Places of the samples that an instance-wise request means, in these data, to which it is bound from now on.
+
+        Samples that have come behind the others are no other data.
+
+        Args:
+            request: its id.
+            labels: of all samples in their order, 8 bytes each (int64, little-endian).
+
+        Raises:
+            OtherData: these are not the data that it was bound to, or have no sample at a place.
+            OutboxError: it was not filed here, a file is damaged, or the folder cannot be written.
+        """
+        with self._writing():
+            signed = self._signed(request)
+            named = () if signed.statement.data == "deleted" else self._named(signed)
+            if named:
+                self._bind(request, named, labels)
+            return named
+
+    def bound(self, request: str) -> Bound | None:
+        """The data that a request is bound to; None: no order has asked for its samples yet.
+
+        Raises:
+            OutboxError: the file is damaged.
+        """
+        path = self._data(request)
+        if not path.exists():
+            return None
+        try:
+            return Bound.of(_json(path, _LONGEST_BOUND))
+        except OutboxError as error:
+            raise OutboxError(f"{path} is damaged ({error}): restore it from a backup") from None
+
+    def gone(self, request: str, *, renumber: bool = False) -> list[str]:
+        """Take note that the samples of a request are deleted from the node's data, and forget their places.
+
+        From now on it means none of those that are left. Where other requests have named samples by places, these
+        have moved: each comes down by the number of samples below it that are gone, and what was deleted with them is
+        struck out. Those requests are bound anew, to so many samples less.
+
+        Args:
+            request: its id: an instance-wise one, with which the server has begun, or that was filed as deleted.
+            renumber: whether places of other requests may be changed.
+
+        Returns:
+            Ids of the other requests that still name samples, with new places.
+
+        Raises:
+            OutboxError: it is another kind of request, or was gone before; the server has not begun with it; others
+                would have to be renumbered; or the folder cannot be written. Nothing is changed then.
+        """
+        with self._writing():
+            deleted = self._deletable(request)
+            changes, live = {request: _change((), None)}, []
+            for id in self._ids():
+                if id == request or (other := self._signed(id)).statement.scope != "instances" or self._refused(id):
+                    continue
+                if not (named := self._named(other)):
+                    continue
+                left, bound = _renumbered(named, deleted), self.bound(id)
+                changes[id] = _change(left, None if bound is None else bound.samples - len(deleted))
+                if left and other.statement.data == "here":
+                    live.append(id)
+            if live and not renumber:
+                raise OutboxError(
+                    f"{len(live)} other requests name samples by their places, which move when samples are deleted: "
+                    "say that they are to be renumbered"
+                )
+            self._write_private(self._moving, changes)
+            self._move()
+        return live
+
     def entries(self) -> list[Posted]:
         """All requests, oldest first.
 
@@ -234,6 +374,50 @@ class Outbox:
             if self._named(self._signed(id)) == instances and (answer is None or answer.state != "refused"):
                 return id
         return None
+
+    def _bind(self, id: str, named: tuple[int, ...], labels: bytes) -> None:
+        bound, samples = self.bound(id), len(labels) // _LABEL
+        fits = named[-1] < samples and (bound is None or bound.fits(labels))
+        now = Bound(samples, _digest(labels)) if fits else bound and replace(bound, found=samples)
+        if now is not None and now != bound:
+            self._write_private(self._data(id), asdict(now))
+        if not fits:
+            was = f"samples up to place {named[-1]}" if bound is None else f"{bound.samples} samples"
+            labelled = " with other labels" if bound is not None and bound.samples <= samples else ""
+            raise OtherData(f"request {id} was filed about {was}, and the data are {samples}{labelled}")
+
+    def _deletable(self, id: str) -> tuple[int, ...]:
+        """Places of a request whose samples may be said to be deleted."""
+        signed = self._signed(id)
+        if signed.statement.scope != "instances":
+            raise OutboxError(f"request {id} names no single samples, and so no places that could move")
+        named, answer = self._named(signed), self._answer(id)
+        if not named:
+            raise OutboxError(f"the samples of request {id} were said to be gone before")
+        if signed.statement.data == "here" and (answer is None or answer.state not in _BEGUN):
+            raise OutboxError(
+                f"the server has not begun with request {id}, and would find nothing to forget: file it anew with "
+                "--deleted, then say that the samples of the new one are gone"
+            )
+        return named
+
+    def _refused(self, id: str) -> bool:
+        answer = self._answer(id)
+        return answer is not None and answer.state == "refused"
+
+    def _move(self) -> None:
+        """Carry out what `gone` has written down: killed half-way, it is all done by whoever comes next."""
+        if not self._moving.exists():
+            return
+        for id, change in _json(self._moving, _LONGEST_MOVE).items():
+            with _wiped(self._instances(id)):
+                self._write_private(self._instances(id), change["places"] or _GONE)
+            if change["samples"] is None:
+                self._data(id).unlink(missing_ok=True)
+            else:
+                self._write_private(self._data(id), asdict(Bound(change["samples"], None)))
+        with _wiped(self._moving):
+            self._moving.unlink()
 
     def _ids(self) -> list[str]:
         return [path.stem for path in self.folder.glob("*.json") if _ID.fullmatch(path.stem)]
@@ -255,6 +439,8 @@ class Outbox:
             return ()
         path = self._instances(signed.statement.id)
         listed = _json(path, _LONGEST_LIST)
+        if listed == _GONE:
+            return ()
         if not isinstance(listed, list):
             raise OutboxError(f"{path} is no list of samples: restore it from a backup")
         return _checked(listed, path)
@@ -284,13 +470,15 @@ class Outbox:
             with atomic_write(self._answered(answer.request)) as file:
                 file.write(text)
 
-    def _write_private(self, id: str, instances: tuple[int, ...]) -> None:
-        with atomic_write(self._instances(id)) as file:
+    def _write_private(self, path: Path, content: Any) -> None:
+        with atomic_write(path) as file:
             if os.name == "posix":
                 os.fchmod(file.fileno(), 0o600)
-            file.write(json.dumps(instances).encode())
+            file.write(json.dumps(content).encode())
 
     def _make(self) -> None:
+        if (self.folder / _REGISTER).exists():
+            raise OutboxError(f"{self.folder} is a server's register, and no node's outbox: name another folder")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mode = self.folder.stat().st_mode
@@ -304,6 +492,7 @@ class Outbox:
         """One process at a time, or two could file the same, or take an answer back."""
         try:
             with FileLock(self.folder / ".lock"):
+                self._move()
                 yield
         except OSError as error:
             raise OutboxError(f"the outbox {self.folder} cannot be written: {error.strerror or error}") from None
@@ -313,6 +502,13 @@ class Outbox:
 
     def _instances(self, id: str) -> Path:
         return self.folder / f"{id}.instances.json"
+
+    def _data(self, id: str) -> Path:
+        return self.folder / f"{id}.data.json"
+
+    @property
+    def _moving(self) -> Path:
+        return self.folder / ".moving.json"
 
     def _answered(self, id: str) -> Path:
         return self.folder / f"{id}.answer.json"
@@ -335,7 +531,37 @@ def _asks(said: Any, statement: Statement, key: str) -> bool:
         and said.get("key") == key
         and asked.get("scope") == statement.scope
         and asked.get("client") == statement.client
+        # Single samples may be asked for anew once they are deleted: the server then looks for none at the node.
+        and (statement.scope != "instances" or asked.get("data") == statement.data)
     )
+
+
+def _change(places: tuple[int, ...], samples: int | None) -> dict[str, Any]:
+    """What becomes of a request's files: its places, and of how many samples, if it was bound and still names some."""
+    return {"places": places, "samples": samples if places else None}
+
+
+def _renumbered(places: tuple[int, ...], deleted: tuple[int, ...]) -> tuple[int, ...]:
+    """Places, sorted, after samples at others, sorted, are deleted."""
+    lost = set(deleted)
+    return tuple(place - bisect_left(deleted, place) for place in places if place not in lost)
+
+
+def _digest(labels: bytes) -> str:
+    return hashlib.sha256(labels).hexdigest()
+
+
+@contextmanager
+def _wiped(path: Path) -> Iterator[None]:
+    """A file is replaced or removed within; then its old bytes are written over, as far as a file system lets one."""
+    if os.name != "posix":  # elsewhere an open file cannot be replaced
+        yield
+        return
+    with open(path, "r+b") as old:
+        yield
+        old.write(bytes(os.fstat(old.fileno()).st_size))
+        old.flush()
+        os.fsync(old.fileno())
 
 
 def _read(path: Path, longest: int) -> bytes:

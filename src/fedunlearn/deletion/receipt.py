@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from fedunlearn.amounts import scaled, tell_bytes
+from fedunlearn.amounts import printable, scaled, tell_bytes, tell_percent
 from fedunlearn.atomic import write_json
 from fedunlearn.deletion.events import ENDED, RoundDone, tell_method
 from fedunlearn.deletion.register import Head
@@ -148,7 +148,7 @@ def tell(content: Any) -> str:
     problem = _misshapen(content)
     if problem is not None:
         raise ReceiptProblem(problem)
-    lines = [f"{_printable(name):<16}{_printable(text)}".rstrip() for name, text in _lines(content)]
+    lines = [f"{printable(name):<16}{printable(text)}".rstrip() for name, text in _lines(content)]
     return "\n".join(lines)
 
 
@@ -329,7 +329,7 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     costs, register, weights = content["costs"], content["register"], content["answered"]["weights"]
     whom = "whoever holds it" if request["client"] is None else f"client {request['client']}"
     others = f", together with {answered['others']} more" if answered["others"] else ""
-    before, after = (_percent(recovery["validation"][name]) for name in ("before", "after"))
+    before, after = (tell_percent(recovery["validation"][name]) for name in ("before", "after"))
     took = {client for done in content["rounds"] for client in done["took part"]}
     absent = sum(len(done["absent"]) for done in content["rounds"])
     return [
@@ -376,17 +376,8 @@ def _priced(costs: Mapping[str, Any]) -> str:
     return f"{down} to clients, {up} from them; samples {passes}; {costs['seconds']:.1f} s"
 
 
-def _percent(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.2f} %"
-
-
 def _layers(negations: list[list[str]]) -> str:
     return "; then ".join(", ".join(names) for names in negations) or "nothing"
-
-
-def _printable(text: str) -> str:
-    """Without what could move a terminal's cursor or hide a word."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -395,7 +395,7 @@ class Register:
 
 
 def _require_server(key: SigningKey) -> None:
-    if not key.public.ed25519:
+    if key.public.of_node:
         raise RegisterError(
             "a server signs with an Ed25519 key, and this is a node's: make one with `fedunlearn keys new`"
         )

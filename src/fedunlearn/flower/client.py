@@ -141,7 +141,7 @@ class _Node:
         from fedunlearn.federation import ClientError, Reply
 
         client = self._client(order.client, context)
-        view = self._resolved(order.view, order.client, context)
+        view = self._resolved(order.view, client, context)
         try:
             positions = view.of(client).positions(None, "train")
         except Exception as error:
@@ -169,24 +169,35 @@ class _Node:
         except Exception as error:
             raise _Refused(f"its samples could not be loaded ({type(error).__name__})") from error
 
-    def _resolved(self, view: View, client: ClientId, context: Context) -> View:
+    def _resolved(self, view: View, client: Client, context: Context) -> View:
         from fedunlearn.requests import ForgetClass, ForgetClient, ForgetInstances, resolved
 
         def known(request: str) -> Predicate:
             try:
-                if self.outbox is None:
-                    raise LookupError("there is no outbox")
-                from fedunlearn.deletion.outbox import Outbox
-
-                meant = Outbox(_found(self.outbox, context)).meant(request)
-                kind, _, label = meant.scope.partition(":")
-                if kind == "client":
-                    return ForgetClient(client)
-                return ForgetClass(int(label)) if kind == "class" else ForgetInstances({client: meant.instances})
+                return meant(request)
+            except _Refused:
+                raise
             except Exception as error:
                 raise _Refused(f"it cannot say what request {request[:40]!r} means ({type(error).__name__})") from error
 
-        return resolved(view, client, known)
+        def meant(request: str) -> Predicate:
+            if self.outbox is None:
+                raise LookupError("there is no outbox")
+            from fedunlearn.deletion.outbox import OtherData, Outbox
+
+            outbox = Outbox(_found(self.outbox, context))
+            kind, _, label = outbox.meant(request).scope.partition(":")
+            if kind == "client":
+                return ForgetClient(client.id)
+            if kind == "class":
+                return ForgetClass(int(label))
+            labels = client.labels.numpy().astype("<i8", copy=False).tobytes()
+            try:
+                return ForgetInstances({client.id: outbox.places(request, labels)})
+            except OtherData as error:  # its numbers are the node's own: they stay in its log and its outbox
+                raise _Refused(f"the data are not those that request {request[:40]!r} was filed about") from error
+
+        return resolved(view, client.id, known)
 
     def _network(self) -> Architecture:
         from fedunlearn.architecture import Architecture
