@@ -19,7 +19,7 @@ from fedunlearn import cli
 from fedunlearn.commands.receipts import receipt
 from fedunlearn.commands.register_standing import described
 from fedunlearn.commands.requests import requests
-from fedunlearn.deletion.events import Done, Enrolled, Fault, Filed, Opened, Refused, RoundDone, Waited
+from fedunlearn.deletion.events import Done, Fault, Filed, Opened, Refused, RoundDone, Waited
 from fedunlearn.deletion.outbox import Outbox, desk
 from fedunlearn.deletion.receipt import issue, verify
 from fedunlearn.deletion.register import Register
@@ -195,7 +195,7 @@ def test_in_a_simulation_there_is_no_list_of_clients(shell: Shell, server: Path,
 
 def test_who_has_left_the_list_can_still_be_forgotten(shell: Shell, register: Path, server: Path) -> None:
     with Register.open(register, SERVER) as writing:
-        writing.append(Enrolled({"b": NODES["b"].public.text}))
+        writing.enrol({"b": NODES["b"].public.text})
     new(shell, "--scope", "client", "--client", "a", "--register", register, "--key", server)
 
 
