@@ -476,7 +476,7 @@ def test_a_server_whose_key_is_no_servers_is_found(tmp_path: Path, text: str, se
     assert refuses_to_open(made.folder)
 
 
-@pytest.mark.parametrize("text", [P384, LISTED["north"], KEY.public.text])
+@pytest.mark.parametrize("text", [P384, LISTED["north"], KEY.public.text], ids=["of a node", "of a client", "the same"])
 def test_a_server_may_change_to_no_clients_key_and_none_of_another_kind(tmp_path: Path, text: str) -> None:
     """Signed by the one before, as only the server could."""
     made = written(tmp_path / "register", [])

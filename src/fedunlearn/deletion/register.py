@@ -482,7 +482,7 @@ def server_key(text: object) -> PublicKey:
         key = PublicKey.of(str(text))
     except KeyProblem as error:
         raise RegisterError(f"the key of the server: {error}") from None
-    if not key.ed25519:
+    if key.of_node:
         raise RegisterError(f"the key of the server, {key.fingerprint}, is no Ed25519 key")
     return key
 
