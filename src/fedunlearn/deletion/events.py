@@ -219,7 +219,7 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Audited:
-    """The audit of an unlearning: what `fedunlearn.audits.recognition.judged` gives, as plain values."""
+    """The audit of an unlearning: what `fedunlearn.audits.judgement.judged` gives, as plain values."""
 
     kind: ClassVar = "audited"
     unlearning: int
