@@ -125,15 +125,7 @@ class Deployment:
 
     def flwr(self, *arguments: object) -> dict[str, Any]:
         """Flower's command line, as the operator; what it answers."""
-        told = subprocess.run(
-            [str(_PROGRAMS / "flwr"), *map(str, arguments), "--format", "json"],
-            env={**os.environ, **_ENVIRONMENT, "FLWR_HOME": str(self.folder / "operator")},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
+        told = self._flwr(*arguments, "--format", "json")
         try:
             answer: dict[str, Any] = json.loads(told.stdout)
         except ValueError:
@@ -150,6 +142,10 @@ class Deployment:
     def status(self, run: str) -> str:
         """Of a run: "running", "finished:completed", "finished:failed" and others."""
         return str(self.flwr("list", _CONNECTION, "--run-id", run)["runs"][0]["status"])
+
+    def run_log(self, run: str) -> str:
+        """What the ServerApp has said."""
+        return self._flwr("log", run, _CONNECTION, "--show").stdout
 
     # The hospitals
 
@@ -185,8 +181,10 @@ class Deployment:
         Args:
             names: which; none: all.
         """
-        running = {name for _, name in self.processes()}
-        wanted = [name for name in (SUPERLINK, *self.hospitals) if name in (names or name) and name not in running]
+        known, running = (SUPERLINK, *self.hospitals), {name for _, name in self.processes()}
+        if unknown := sorted(set(names).difference(known)):
+            raise DeploymentError(f"there is no {', '.join(unknown)} in {self.folder}: choose of {', '.join(known)}")
+        wanted = [name for name in names or known if name not in running]
         if SUPERLINK in wanted:
             self.start_superlink()
             for name in self.hospitals:
@@ -203,7 +201,7 @@ class Deployment:
         Args:
             names: which; none: all.
         """
-        running = {name for _, name in self.processes() if name in (names or name)}
+        running = {name for _, name in self.processes() if not names or name in names}
         for some in (running - {SUPERLINK}, running & {SUPERLINK}):
             self._signal(some, signal.SIGTERM, leaders=True)
             _until(lambda some=some: not self._alive(some, leaders=True), _GRACE)
@@ -227,6 +225,17 @@ class Deployment:
     def log(self, name: str) -> str:
         """What a process has said since it was last started."""
         return self._log(name).read_text(errors="replace")
+
+    def _flwr(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(_PROGRAMS / "flwr"), *map(str, arguments)],
+            env={**os.environ, **_ENVIRONMENT, "FLWR_HOME": str(self.folder / "operator")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
 
     def _start(self, name: str, program: str, *arguments: object, **environment: str) -> None:
         marks = {_MARK: str(self.folder), "HOSPITAL_PROCESS": name}

@@ -111,7 +111,7 @@ _SETTINGS = {"journal_mode": "wal", "synchronous": 2, "trusted_schema": 0, "cell
         (Acknowledged("unknown"), r"event 2 \(acknowledged\) does not fit those before it"),
         (Done("unknown", {}), r"event 2 \(done\) does not fit those before it"),
         (OPENED, "'opened' cannot be appended: only `create`"),
-        (Rotated("", ""), "'rotated' cannot be appended: only `create` and `rotate`"),
+        (Rotated("", ""), "'rotated' cannot be appended: only `create`, `enrol` and `rotate`"),
         (Fault("a", "failed", "x" * LARGEST_EVENT, "train", 1), r"of 167772\d\d bytes cannot be entered: the limit is"),
         (Waited("train", 1, float("nan")), "cannot be entered: Out of range"),  # type: ignore[arg-type]
         (Waited("train", 1, object()), "cannot be entered"),  # type: ignore[arg-type]

@@ -164,7 +164,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, Event]]:
             case "rotated":
                 events.append(Rotated("key", "signature"))
             case "enrolled":
-                events.append(Enrolled({str(number): "key" for number in range(len(events))}))
+                events.append(Enrolled({"a": "key", **{str(number): f"key {number}" for number in range(len(events))}}))
             case "file":
                 if (id := next(ids, None)) is not None:
                     events.append(filed(id))

@@ -67,19 +67,20 @@ class Raises:
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("what", "kind"),
     [
-        ("diverged", "the loss became nan: lower the learning rate"),
-        ("file", "No such file or directory"),
-        ("index", "sample 48611"),
+        ("diverged", "Diverged"),
+        ("file", "FileNotFoundError"),
+        ("index", "IndexError"),
         ("nothing", "RuntimeError"),
-        ("long", "x" * 300),
+        ("long", "RuntimeError"),
     ],
 )
-def test_what_the_users_code_raises_is_told_in_a_line_without_files(what: str, told: str) -> None:
+def test_of_what_the_users_code_raises_the_kind_alone_is_told(what: str, kind: str) -> None:
+    """Its text could name a patient, and would stand in other hospitals' receipts."""
     with pytest.raises(ClientError) as failed:
         list(over_flower(local_grid(1, programs=[Raises])).run(Raises(what), WEIGHTS, TURN))
-    assert str(failed.value) == f"client 0, train round 0: {told}"
+    assert str(failed.value) == f"client 0, train round 0: its own code failed ({kind}): its log says why"
 
 
 def test_of_a_request_that_only_the_client_knows_not_even_an_errors_text_is_told(
@@ -87,7 +88,7 @@ def test_of_a_request_that_only_the_client_knows_not_even_an_errors_text_is_told
 ) -> None:
     with_outbox(monkeypatch, {ID: Meant("instances", (3,)), "b" * 32: Meant("instances", (48611,))})
     federation = over_flower(local_grid(1, programs=[Raises], outbox=tmp_path))
-    with pytest.raises(ClientError, match=r"round 0: IndexError$"):
+    with pytest.raises(ClientError, match=r"round 0: its own code failed \(IndexError\): its log says why$"):
         list(federation.where(Rest(AskedFor("0", ID))).run(Raises("index"), WEIGHTS, TURN))
     with pytest.raises(ClientError, match=r"which samples are meant could not be told \(IndexError\)$"):
         list(federation.where(Rest(AskedFor("0", "b" * 32))).run(Evaluate(), WEIGHTS, TURN))

@@ -498,6 +498,8 @@ def _folded(folder: Path, entered: Iterable[Entered]) -> Standing:
 def _fold(whole: Standing, one: Entered) -> None:
     try:
         fold(whole, one.at, one.event)
+    except EventProblem as error:
+        raise RegisterError(f"event {one.number} ({one.event.kind}) does not fit those before it: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError):
         raise RegisterError(f"event {one.number} ({one.event.kind}) does not fit those before it") from None
 
