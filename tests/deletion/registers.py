@@ -122,7 +122,7 @@ def _answer(register: Register, receipts: list[dict[str, Any]]) -> None:
     number = len(register.standing().unlearnings)
     register.append(Began(number, waiting, {"kind": "NoT"}, sha256("before"), "checkpoints/b", 90.5, {}))
     register.append(RoundDone("unlearn", 0, number, sha256("negated"), "checkpoints/u", [["conv1.weight"]]))
-    register.append(Recovered(number, "recovered"), Audited(number, {"status": "nothing found"}))
+    register.append(Recovered(number, "recovered"), Audited(number, {}))
     for request in waiting:
         head = register.head
         place = {"id": head.register, "count": head.count, "hash": head.hash}

@@ -87,9 +87,7 @@ def judged(
     then = {client: one for client, one in before.items() if one.forgotten}
     now = {client: one for client, one in after.items() if one.forgotten}
     p_then, p_now = _adjusted(then), _adjusted(now)
-    clients = {
-        client: _finding(then.get(client), now[client], p_then.get(client), p_now.get(client)) for client in now
-    }
+    clients = {client: _finding(then.get(client), now[client], p_then.get(client), p_now.get(client)) for client in now}
     for client in dict.fromkeys((*missing, *then)):
         if client not in now:
             lost = "it has none of the samples any more" if client in after else "it did not answer"
@@ -205,7 +203,9 @@ def _told(clients: Mapping[ClientId, Finding], status: Status) -> str:
 
 def _nothing(clients: Mapping[ClientId, Finding]) -> str:
     audited = [found for found in clients.values() if found.status == "nothing found"]
-    news, olds = ([one for one in models if one] for models in zip(*((f.after, f.before) for f in audited), strict=True))
+    news, olds = (
+        [one for one in models if one] for models in zip(*((f.after, f.before) for f in audited), strict=True)
+    )
     p = [(found.p_known, found.p_shunned) for found in audited if found.p_known and found.p_shunned]
     few = min(new.compared for new in news)
     share = f" (of which {few:.0%} or more could be compared)" if few < 1 else ""

@@ -363,7 +363,8 @@ def _rounded(value: float, step: float) -> float:
 
 def _up(value: float, decimals: int) -> float:
     """Rounded up; what is as good as round stays so."""
-    return round(math.ceil(round(value * 10**decimals, 6)) / 10**decimals, decimals)
+    unit = 10.0**decimals
+    return round(math.ceil(round(value * unit, 6)) / unit, decimals)
 
 
 def _two_figures(p: float) -> float:

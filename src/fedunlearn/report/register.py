@@ -297,7 +297,7 @@ def _answered(standing: Standing, one: Unlearning) -> list[Entry]:
 def _judgements(one: Unlearning) -> list[dict[str, Any]]:
     """Of its requests, the worst first."""
     found = list((one.judgements or {}).values())
-    return sorted(found, key=lambda judgement: _WORST_FIRST.get(judgement.get("status"), len(_WORST_FIRST)))
+    return sorted(found, key=lambda judgement: _WORST_FIRST.get(str(judgement.get("status")), len(_WORST_FIRST)))
 
 
 _WORST_FIRST = {status: n for n, status in enumerate(("traces found", "cannot tell", "not audited", "nothing found"))}
