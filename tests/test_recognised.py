@@ -49,7 +49,6 @@ def test_each_model_is_audited_at_the_client_that_leaves(script: ModuleType, sub
             said(client.run(Inputs(part), subject.original, Turn(0, "evaluate", 0)), subject, row["Model"])
             for part in ("train", "validation")
         )
-        alike = (own[:, None] == unseen[None]).numpy()
         above = (ours[:, None] > theirs[None]).double() + (ours[:, None] == theirs[None]).double() / 2
         chances, ranked, weighed, rights = [], [], [], []
         for label in sorted({*own.tolist()} & {*unseen.tolist()}):
