@@ -82,7 +82,7 @@ def exact(forgotten: Said, unseen: Said) -> tuple[float, float]:
 
 
 def lower(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """By how much the mean loss of ``ours`` is lower, none of them above 4.6: of a confidence c the chance is 1 / (1 + exp(-c))."""
+    """By how much the mean loss of ``ours`` is lower (at most 4.6 each): a chance is 1 / (1 + exp(-c))."""
     mine, others = ([min(4.6, -math.log(1 / (1 + math.exp(-c)))) for c in side] for side in (ours, theirs))
     return sum(others) / len(others) - sum(mine) / len(mine)
 
