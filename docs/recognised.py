@@ -12,10 +12,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scipy import stats
-
 from fedunlearn.amounts import tell_p
-from fedunlearn.audits.certainty import LEVEL, POWER, holm
+from fedunlearn.audits.certainty import LEVEL, POWER
 from fedunlearn.audits.judgement import Finding, judged
 from fedunlearn.audits.recognition import Recognised, Recognition
 from fedunlearn.evaluation.rows import ORIGINAL
@@ -30,7 +28,7 @@ MODELS = {
     **dict.fromkeys(("p", "Area", "Area found from", "Gap", "Gap found from"), "---:"),
     **dict.fromkeys(("Own right, %", "Unseen right, %"), "---:"),
 }
-EVERYBODY = {"Seed": "---", **dict.fromkeys(("Clients", "Found", "Largest p", "Found by area alone", "Areas"), "---:")}
+EVERYBODY = {"Seed": "---", **dict.fromkeys(("Clients", "Found", "Largest p", "Areas"), "---:")}
 """Columns, and which way they are aligned."""
 
 WHERE = (
@@ -58,12 +56,12 @@ def told(found: Finding) -> Sequence[str]:
     return (
         found.status,
         tell_p(min(found.p_known, found.p_shunned)),
-        f"{one.area:.3f}",
-        number(found.smallest_area),
-        f"{one.gap:.3f}",
-        number(found.smallest_gap),
-        f"{100 * one.accuracy_members:.1f}",
-        f"{100 * one.accuracy_unseen:.1f}",
+        f"{one.area:.2f}",
+        number(one.smallest_area),
+        f"{one.gap:.2f}",
+        number(one.smallest_gap),
+        f"{100 * one.accuracy_members:.0f}",
+        f"{100 * one.accuracy_unseen:.0f}",
     )
 
 
@@ -72,7 +70,7 @@ def everybody(subject: Subject) -> Sequence[str]:
     clients = subject.simulation.federation
     task = subject.simulation.task(clients, subject.original)
     view = clients.marking(AnyOf(tuple(map(ForgetClient, clients.clients))))
-    found = {name: one for name, one in answers(task, view, subject.original).items() if one.pairs}
+    found = {name: one for name, one in answers(task, view, subject.original).items() if one.compared}
     p = [judged({}, {name: one}, {}).clients[name].p_known or 1.0 for name, one in found.items()]
     areas = [one.area for one in found.values()]
     return (
@@ -80,8 +78,7 @@ def everybody(subject: Subject) -> Sequence[str]:
         str(len(found)),
         str(sum(one <= LEVEL for one in p)),
         tell_p(max(p)),
-        str(sum(map(area_tells, found.values()))),
-        f"{min(areas):.3f} to {max(areas):.3f}",
+        f"{min(areas):.2f} to {max(areas):.2f}",
     )
 
 
@@ -91,15 +88,9 @@ def answers(task: Task, view: Federation, weights: Weights) -> Mapping[ClientId,
     return {client: Recognised.of(reply.metrics) for client, reply in replies}
 
 
-def area_tells(one: Recognised) -> bool:
-    """Whether the samples would be found by the area alone, by Mann and Whitney's test within classes."""
-    known = float(stats.norm.sf((one.area - 0.5) / one.area_error))
-    return holm([known, 1 - known])[0] <= LEVEL
-
-
 def number(value: float | None) -> str:
-    """To three decimals; "" where there is none."""
-    return "" if value is None else f"{value:.3f}"
+    """To two decimals; "" where there is none."""
+    return "" if value is None else f"{value:.2f}"
 
 
 def table(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:

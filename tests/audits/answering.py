@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from fedunlearn.audits.recognition import DRAWS, Recognised, Recognition
+from fedunlearn.audits.recognition import Comparison, Recognised, Recognition
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.client import Client
 from fedunlearn.federation import Predicate, Turn
@@ -19,23 +18,16 @@ TURN = Turn(0, "evaluate", 0)
 
 
 def error_of(counts: Sequence[tuple[int, int]]) -> float:
-    return math.sqrt(sum(m * u * (m + u + 1) / 12 for m, u in counts)) / sum(m * u for m, u in counts)
-
-
-def of_counts(counts: Sequence[tuple[int, int]], **others: Any) -> Recognised:
-    """Such an answer as ``counts`` by class give."""
-    members, unseen = (sum(side) for side in zip(*counts, strict=True))
-    least = math.prod(math.comb(m + u, m) for m, u in counts)
-    return Recognised(
-        members,
-        members,
-        unseen,
-        pairs=sum(m * u for m, u in counts),
-        area_error=error_of(counts),
-        gap_error=0.1,
-        least_p=1 / min(least, DRAWS + 1),
-        **others,
+    """Of van Elteren's weights: a class's statistic varies by mu (m + u + 1) / 12."""
+    weights = [m * u / (m + u + 1) for m, u in counts]
+    return math.sqrt(sum(w**2 * (m + u + 1) / (12 * m * u) for w, (m, u) in zip(weights, counts, strict=True))) / sum(
+        weights
     )
+
+
+def of_counts(counts: Sequence[tuple[int, int]]) -> Comparison:
+    """Such a comparison as ``counts`` by class give, and nothing found."""
+    return Comparison(sum(m for m, _ in counts), tuple(counts), gap_error=0.1)
 
 
 class Memory(nn.Module):

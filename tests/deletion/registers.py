@@ -154,7 +154,7 @@ def _answer(register: Register, receipts: list[dict[str, Any]], instead: bool = 
     register.append(RoundDone("unlearn", 0, number, sha256("negated"), "checkpoints/u", [["conv1.weight"]]))
     register.append(RoundDone("recover", 0, number, sha256("again"), "checkpoints/r", [["conv1.weight"]]))
     judgement = {"status": "nothing found", "sentence": "Nothing was found."}
-    register.append(Recovered(number, "recovered"), Audited(number, judgement))
+    register.append(Recovered(number, "recovered"), Audited(number, dict.fromkeys(waiting, judgement)))
     for request in waiting:
         receipt = issue(register.standing(), request, register.head, KEY, now())
         register.append(Done(request, receipt))

@@ -77,6 +77,6 @@ def story() -> list[tuple[str, Event]]:
             **{"bytes_down": 50, "bytes_up": 45, "forward": 48, "backward": 40, "seconds": 1.5, "validation": 91.25},
         ),
         Recovered(0, "recovered"),
-        Audited(0, JUDGEMENT),
+        Audited(0, {one: JUDGEMENT, two: JUDGEMENT}),
     ]
     return [(at(second), event) for second, event in enumerate(events, 1)]

@@ -404,7 +404,7 @@ def test_who_has_lost_its_outbox_takes_no_part_and_never_trains_on_what_was_to_g
     server = hospitals.service(plan, deadline=SOON)
     assert server.step()
     hospitals.files("east", hospitals.instances("east", [0, 3, 5]))
-    while server._standing.current is None or server._standing.current.judgement is None:
+    while server._standing.current is None or server._standing.current.judgements is None:
         assert server.step()
     shutil.rmtree(tmp_path / "east" / "outbox")
     weights = server.run()

@@ -123,7 +123,7 @@ def test_nobody_stays() -> None:
     """The model is a new one, of no round, whose signs are as they were drawn."""
     events = [(when, event) for when, event in story()[:9] if getattr(event, "phase", "") != "unlearn"]
     events += [(at(10), RoundDone("unlearn", 1, 0, "new", "new.safetensors", [])), (at(11), Recovered(0, "nobody"))]
-    receipt = issue(standing([*events, (at(12), Audited(0, JUDGEMENT))]), ONE, Place(), SERVER, at(30))
+    receipt = issue(standing([*events, (at(12), Audited(0, {ONE: JUDGEMENT}))]), ONE, Place(), SERVER, at(30))
     assert receipt["answered"]["layers"] == receipt["answered"]["signs"]["after"] == []
     assert receipt["answered"]["weights"]["after recovery"] == "new"
     assert receipt["recovery"]["ended"] == "nobody"
@@ -156,7 +156,7 @@ def test_there_is_none_before_the_audit(events: int, request_id: str) -> None:
 
 
 def test_there_is_none_of_a_judgement_that_judges_nothing() -> None:
-    events = [*story()[:12], (at(13), Audited(0, {"status": "nothing found"}))]
+    events = [*story()[:12], (at(13), Audited(0, {ONE: {"status": "nothing found"}}))]
     with pytest.raises(ReceiptProblem, match=r"no receipt can be made of what the register holds: .* at audit"):
         issue(standing(events), ONE, Place(), SERVER, at(30))
 

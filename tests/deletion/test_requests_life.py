@@ -243,6 +243,29 @@ def test_a_client_of_which_nothing_is_left_may_leave_wholly(tmp_path: Path) -> N
     assert [entry.state for entry in entries(hospitals)] == ["done", "done"]
 
 
+def test_each_receipt_tells_of_the_clients_that_its_request_concerns_alone(tmp_path: Path) -> None:
+    """Of two hospitals', of one of them twice (once of data that are deleted), and of the operator's class."""
+    hospitals = Hospitals(tmp_path)
+    server = after_a_round(hospitals)
+    some = hospitals.files("east", hospitals.instances("east", [0, 3, 5]))
+    gone = hospitals.files("east", "class:2", deleted=True)
+    west = hospitals.files("west", "client")
+    hospitals.desk.file("class:1", "mislabelled", hospitals.keys["server"])
+    ended(hospitals, server)
+    assert kinds(hospitals).count("audited") == 1
+    audits = {entry.request: entry.receipt["audit"] for entry in entries(hospitals) if entry.receipt}
+    assert {id: set(audit["clients"]) for id, audit in audits.items() if id in (some, gone, west)} == {
+        some: {"east"},
+        gone: {"east"},
+        west: {"west"},
+    }
+    (operators,) = (audit for id, audit in audits.items() if id not in (some, gone, west))
+    assert set(operators["clients"]) == set(NAMES)
+    assert audits[gone]["sentence"] == "Not audited: data already deleted."
+    assert "too few samples" in audits[some]["sentence"]
+    assert audits[some]["clients"]["east"]["after"]["accuracy_members"] == 0  # nothing was measured of so few
+
+
 def standing_done(server: Service) -> bool:
     return [entry.state for entry in server._standing.requests.values()] == ["done"]
 

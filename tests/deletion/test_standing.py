@@ -197,7 +197,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, Event]]:
             case "recover":
                 phase = "recover"
             case "recovered":
-                events += [Recovered(unlearning, "limit"), Audited(unlearning, {"status": "not audited"})]
+                events += [Recovered(unlearning, "limit"), Audited(unlearning, {})]
                 phase = "verified"
             case "done":
                 id = draw(st.sampled_from(open_ones))

@@ -112,7 +112,10 @@ def told(client: str = "hospital-2", reason: str = "the study is over") -> Event
     clock.add(
         done("recover", 1, 0, None, stay, negations=[conv1]), done("recover", 2, 0, 80.5, stay, negations=[conv1])
     )
-    clock.add(Recovered(0, "recovered"), Audited(0, judgement("traces found", "One of 2 clients found traces.")))
+    clock.add(
+        Recovered(0, "recovered"),
+        Audited(0, dict.fromkeys((WHOLE, CLASS), judgement("traces found", "One of 2 clients found traces."))),
+    )
     clock.add(Done(WHOLE, receipt(WHOLE, "traces found")), Done(CLASS, receipt(CLASS, "traces found")))
     clock.add(Rotated(NEXT, "c2ln"))
     clock.add(Began(1, [SINGLE], METHOD, "before", "checkpoints/recover", 80.5, {}, [conv1]))
@@ -127,7 +130,7 @@ def settled(events: Events) -> Events:
     clock = Clock()
     clock.events, clock.now = list(events), datetime(2026, 12, 1, 9, 30, tzinfo=UTC)
     clock.add(Recovered(1, "limit"))
-    clock.add(Audited(1, judgement("not audited", "Not audited: data already deleted.")))
+    clock.add(Audited(1, {SINGLE: judgement("not audited", "Not audited: data already deleted.")}))
     clock.add(Done(SINGLE, receipt(SINGLE, "not audited")))
     return clock.events
 
@@ -145,7 +148,9 @@ def long(requests: int, rounds: int, size: int) -> Iterator[tuple[str, Event]]:
         for recovery in range(each - each // 2):
             clock.add(done("recover", recovery, number, 70 + recovery % 10, HOSPITALS[:2], {"hospital-4": "silent"}))
             clock.add(Fault("hospital-4", "silent", "no answer", "recover", recovery))
-        clock.add(Recovered(number, "recovered"), Audited(number, judgement("nothing found", "Nothing was found.")))
+        clock.add(
+            Recovered(number, "recovered"), Audited(number, {id: judgement("nothing found", "Nothing was found.")})
+        )
         clock.add(Done(id, {**receipt(id), "rounds": "r" * size}))
         clock.add(Refused(id[:3], None, "no client"))
     yield from clock.events

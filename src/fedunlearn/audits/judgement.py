@@ -1,9 +1,9 @@
 """What the server makes of the answers of an audit at the clients (`fedunlearn.audits.recognition`): a judgement of all
-clients', with what such an audit cannot say."""
+clients that a request concerns, with what such an audit cannot say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,6 @@ class Finding:
         before, after: what the client measured of the model from before the request, and of the new one.
         p_known, p_shunned: of the new model, adjusted (Holm) for all clients and both directions; None: no test.
         p_known_before: of the model from before, adjusted likewise.
-        smallest_area, smallest_gap: that would have been found in so many tests; None: not even an area of 1.
     """
 
     status: Status
@@ -48,8 +47,6 @@ class Finding:
     p_known: float | None = None
     p_shunned: float | None = None
     p_known_before: float | None = None
-    smallest_area: float | None = None
-    smallest_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,10 @@ class Judgement:
     Attributes:
         status: "traces found": at some client the new model knows what was to be forgotten better, or worse, than
             unseen samples; "cannot tell": not so, but at some client that would mean nothing, for the same test does
-            not find the samples in the model that was trained on them, or has too few; "nothing found": the test finds
-            them in the old model at every client that answered, and in the new one at none; "not audited": no client
-            answered that still has such samples.
+            not find the samples in the model that was trained on them, or finds so small a trace there that it could
+            have missed as large a one in the new model, or has too few; "nothing found": at every client that answered
+            the test finds them in the old model, would have found as large a trace in the new one with a probability
+            of 80 %, and has not; "not audited": no client answered that still has enough of such samples.
         sentence: what was found, with the smallest area that would have been, and who was not audited.
         limits: what no such audit can say, `LIMITS`.
         p: the smallest p-value for the new model, adjusted for all clients and both directions; None: no test.
@@ -89,10 +87,7 @@ def judged(
     then = {client: one for client, one in before.items() if one.forgotten}
     now = {client: one for client, one in after.items() if one.forgotten}
     p_then, p_now = _adjusted(then), _adjusted(now)
-    clients = {
-        client: _finding(then.get(client), now[client], p_then.get(client), p_now.get(client), 2 * len(p_now))
-        for client in now
-    }
+    clients = {client: _finding(then.get(client), now[client], p_then.get(client), p_now.get(client)) for client in now}
     for client in dict.fromkeys((*missing, *then)):
         if client not in now:
             lost = "it has none of the samples any more" if client in after else "it did not answer"
@@ -111,10 +106,10 @@ _WORST_FIRST: tuple[Status, ...] = ("traces found", "cannot tell", "nothing foun
 def _adjusted(answers: Mapping[ClientId, Recognised]) -> dict[ClientId, tuple[float, float]]:
     """Holm's over all clients and both directions, `p_known` and `p_shunned`.
 
-    A test that could come to 5 % whatever it saw is none, and must not cost the others of their level; that depends on
-    counts alone, so it chooses nothing.
+    Who has too few samples has made no test, which must not cost the others of their level; that depends on counts
+    alone, so it chooses nothing.
     """
-    able = [client for client, one in answers.items() if one.least_p <= LEVEL]
+    able = [client for client, one in answers.items() if one.compared]
     adjusted = holm([p for client in able for p in (answers[client].p_known, answers[client].p_shunned)])
     return {client: (adjusted[2 * i], adjusted[2 * i + 1]) for i, client in enumerate(able)}
 
@@ -124,12 +119,10 @@ def _finding(
     after: Recognised,
     p_before: tuple[float, float] | None,
     p_after: tuple[float, float] | None,
-    tests: int,
 ) -> Finding:
-    area, gap = (after.smallest_area(tests), after.smallest_gap(tests)) if p_after else (None, None)
     known, shunned = p_after or (None, None)
-    found = _status(before, after, p_before, p_after, blind=area is None)
-    return Finding(*found, before, after, known, shunned, p_before[0] if p_before else None, area, gap)
+    found = _status(before, after, p_before, p_after)
+    return Finding(*found, before, after, known, shunned, p_before[0] if p_before else None)
 
 
 def _status(
@@ -137,23 +130,24 @@ def _status(
     after: Recognised,
     p_before: tuple[float, float] | None,
     p_after: tuple[float, float] | None,
-    *,
-    blind: bool,
 ) -> tuple[Status, str]:
     """Of one client, and why."""
-    if p_after and p_after[0] <= LEVEL:
+    if p_after is None:
+        return "not audited", (
+            "too few samples were to be forgotten, or are unseen ones of their classes, to be measured without telling "
+            "of single ones"
+        )
+    if p_after[0] <= LEVEL:
         return "traces found", (
             "the model knows the samples that were to be forgotten better than unseen ones of their classes "
             f"({_measured([after])}; p {tell_p(p_after[0])})"
         )
-    if p_after and p_after[1] <= LEVEL:
+    if p_after[1] <= LEVEL:
         return "traces found", (
             "the model knows the samples that were to be forgotten worse than unseen ones of their classes, "
             f"which tells them apart too ({_measured([after])}; p {tell_p(p_after[1])})"
         )
-    if not after.members:
-        return "cannot tell", "there is no unseen sample of the classes that were to be forgotten"
-    if blind:
+    if after.smallest_area is None:
         return "cannot tell", "there are so few samples, for so many tests, that nothing could have been found"
     if before is None or p_before is None:
         return "cannot tell", "nothing is known of the model from before"
@@ -162,7 +156,19 @@ def _status(
             "the same test does not find the samples in the model from before, which was trained on them "
             f"({_measured([before])}; p {tell_p(p_before[0])}), so that to find nothing in the new one means little"
         )
+    if not _noticed(before, after):
+        return "cannot tell", (
+            "the same test finds the samples in the model from before, but so small a trace "
+            f"({_measured([before])}; p {tell_p(p_before[0])}) that as large a one in the new model could have gone "
+            f"unnoticed, where nothing was found ({_measured([after])}; {_both([p_after])})"
+        )
     return "nothing found", "the same test finds the samples in the model from before"
+
+
+def _noticed(before: Recognised, after: Recognised) -> bool:
+    """Whether a trace as large as the old model's would have been found in the new one, by one part or the other."""
+    by_area = after.smallest_area is not None and before.area >= after.smallest_area
+    return by_area or (after.smallest_gap is not None and before.gap >= after.smallest_gap)
 
 
 def _sentence(status: Status, clients: Mapping[ClientId, Finding]) -> str:
@@ -173,13 +179,14 @@ def _sentence(status: Status, clients: Mapping[ClientId, Finding]) -> str:
         only = next(iter(missing), "no client had such samples")
         return f"Not audited: {gone if len(missing) > 1 else only}."
     said = [f"{status.capitalize()}: {_nothing(clients) if status == 'nothing found' else _told(clients, status)}."]
-    areas = [found.smallest_area for found in clients.values() if found.smallest_area is not None]
-    gaps = [found.smallest_gap for found in clients.values() if found.smallest_gap is not None]
-    gap = f", or a gap of {max(gaps):.3f} either way" if gaps else ""
+    news = [found.after for found in clients.values() if found.after]
+    areas = [new.smallest_area for new in news if new.smallest_area is not None]
+    gaps = [new.smallest_gap for new in news if new.smallest_gap is not None]
+    gap = f", or a gap of {max(gaps):.2f} either way" if gaps else ""
     if status != "traces found" and areas:
         said.append(
-            f"With a probability of {POWER:.0%} the test would have found an area of {max(areas):.3f} or more, or "
-            f"{1 - max(areas):.3f} or less (by chance 0.5){gap}; less may have gone unnoticed."
+            f"With a probability of {POWER:.0%} the test would have found an area of {max(areas):.2f} or more, or "
+            f"{1 - max(areas):.2f} or less (by chance 0.5){gap}; less may have gone unnoticed."
         )
     if gone:
         said.append(f"Not audited: {gone}.")
@@ -195,13 +202,17 @@ def _told(clients: Mapping[ClientId, Finding], status: Status) -> str:
 
 
 def _nothing(clients: Mapping[ClientId, Finding]) -> str:
-    news = [found.after for found in clients.values() if found.after]
-    olds = [found.before for found in clients.values() if found.after and found.before]
-    members, unseen = sum(new.members for new in news), sum(new.unseen for new in news)
+    audited = [found for found in clients.values() if found.status == "nothing found"]
+    news, olds = (
+        [one for one in models if one] for models in zip(*((f.after, f.before) for f in audited), strict=True)
+    )
+    p = [(found.p_known, found.p_shunned) for found in audited if found.p_known and found.p_shunned]
+    few = min(new.compared for new in news)
+    share = f" (of which {few:.0%} or more could be compared)" if few < 1 else ""
     return (
-        f"the model knows {members} samples that were to be forgotten neither better nor worse than {unseen} unseen "
-        f"ones of their classes ({_measured(news)}), and the same test finds them in the model from before "
-        f"({_measured(olds)})"
+        f"the model was not found to know the {sum(new.forgotten for new in news)} samples that were to be forgotten"
+        f"{share} better or worse than unseen ones of their classes ({_measured(news)}; {_both(p)}), and the same "
+        f"test finds them in the model from before ({_measured(olds)})"
     )
 
 
@@ -223,6 +234,12 @@ def _measured(answers: list[Recognised]) -> str:
     return f"area {area}, gap in the loss {gap}"
 
 
+def _both(p: Sequence[tuple[float, float]]) -> str:
+    """The smallest of each direction."""
+    better, worse = map(min, zip(*p, strict=True))
+    return f"p {tell_p(better)} for better, {tell_p(worse)} for worse"
+
+
 def _range(values: list[float]) -> str:
-    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
     return low if low == high else f"{low} to {high}"

@@ -187,7 +187,9 @@ class Began:
         method: name and hyper-parameters.
         before: BLAKE2b-256 of the model that it begins with, and ``checkpoint`` its file.
         validation: accuracy in percent of that model on validation samples that stay: what recovery is held against.
-        audit: what the audit finds of each client's samples in that model, where they are, or why nothing is known.
+        audit: of that model; ``concerned``: by request id, the clients that it concerns; ``found``: by client, what
+            each that answered measured, as `fedunlearn.audits.recognition.Recognised` has it. What a client is to
+            forget by several requests of an unlearning it measures together.
         negations: that model's sign history.
         plan: as in `Started`: what the unlearning must be gone on with.
     """
@@ -228,11 +230,17 @@ ENDED: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Audited:
-    """The audit of an unlearning: what `fedunlearn.audits.judgement.judged` gives, as plain values."""
+    """The audit of an unlearning.
+
+    Attributes:
+        unlearning: its number.
+        judgements: of each request, by id, what `fedunlearn.audits.judgement.judged` makes, as plain values, of the
+            clients that this request concerns.
+    """
 
     kind: ClassVar = "audited"
     unlearning: int
-    judgement: Mapping[str, Any]
+    judgements: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,12 @@ def issue(standing: Standing, request: str, head: Head, key: SigningKey, at: str
     if entry is None or entry.unlearning is None or entry.state != "verified":
         raise ReceiptProblem(f"request {request} is not verified: a receipt is issued after the audit")
     one = standing.unlearnings[entry.unlearning]
-    if one.judgement is None or one.recovered is None:
+    judgement = (one.judgements or {}).get(request)
+    if judgement is None or one.recovered is None:
         raise ReceiptProblem(f"request {request}: recovery and audit come before its receipt")
     public = key.public
     content: dict[str, Any] = {
-        "audit": {"status": one.judgement.get("status"), "sentence": one.judgement.get("sentence"), **one.judgement},
+        "audit": {"status": judgement.get("status"), "sentence": judgement.get("sentence"), **judgement},
         "receipt": _FORMAT,
         "request": _request(entry),
         "times": dict(entry.times),
@@ -197,7 +198,7 @@ def _round(done: RoundDone) -> dict[str, Any]:
         "phase": done.phase,
         "number": done.number,
         "took part": dict(done.samples),
-        "absent": dict(done.absent),
+        "absent": {client: why.partition(":")[0] for client, why in done.absent.items()},  # no node's own words
         "model": done.model,
     }
 
@@ -363,9 +364,11 @@ def _accuracies(clients: Any) -> Iterator[str]:
     for client, found in clients.items() if isinstance(clients, dict) else ():
         try:
             old, new = found["before"], found["after"]
-            right = f"{100 * old['accuracy_members']:.1f} % before, {100 * new['accuracy_members']:.1f} % after"
-            unseen = f"about unseen ones {100 * new['accuracy_unseen']:.1f} % after"
-            yield f"{new['members']} samples of client {client}: right about {right}; {unseen}"
+            if not old["compared"] or not new["compared"]:
+                continue
+            right = f"{100 * old['accuracy_members']:.0f} % before, {100 * new['accuracy_members']:.0f} % after"
+            unseen = f"about unseen ones {100 * new['accuracy_unseen']:.0f} % after"
+            yield f"{new['forgotten']} samples of client {client}: right about {right}; {unseen}"
         except (KeyError, TypeError, ValueError):
             continue
 

@@ -244,7 +244,7 @@ class Service:
         """The next step of an unlearning."""
         if current.recovered is None:
             self._unlearn_or_recover(current)
-        elif current.judgement is None:
+        elif current.judgements is None:
             self._audit(current)
         else:
             waiting = (id for id in current.began.requests if self._standing.requests[id].state != "done")
@@ -339,30 +339,48 @@ class Service:
         """Hold what the clients find in the new model against what they found in the old one."""
         began = current.began
         task = self._task(began.unlearning, began.requests, self._models.load(began.checkpoint, began.before))
-        after = self._recognised(task, began.requests, self.weights)
-        judgement = judged(
-            {client: Recognised(**found) for client, found in began.audit["found"].items()},
-            {client: Recognised(**found) for client, found in after["found"].items()},
-            {**began.audit["missing"], **after["missing"]},
+        audit = self._recognised(task, began.requests, self.weights)
+        before, after = (
+            {client: Recognised(**found) for client, found in one["found"].items()} for one in (began.audit, audit)
         )
-        self._append(Audited(began.unlearning, asdict(judgement)), *self._faults("audit", began.unlearning))
+        judgements = {}
+        for id in began.requests:
+            # Only of those whom the request concerns: what was found at others is not for this receipt's reader.
+            entry, concerned = self._standing.requests[id], dict.fromkeys(audit["concerned"][id])
+            concerned |= dict.fromkeys(began.audit["concerned"][id])
+            there = [] if entry.data == "deleted" else concerned
+            old, new = ({client: found[client] for client in there if client in found} for found in (before, after))
+            missing = {client: self._missing(entry, client) for client in concerned if client not in new}
+            judgements[id] = asdict(judged(old, new, missing))
+        self._append(Audited(began.unlearning, judgements), *self._faults("audit", began.unlearning))
 
     def _recognised(self, task: Task, ids: Sequence[str], weights: Weights) -> dict[str, dict[str, Any]]:
-        """What each client that holds some of the data finds of them in a model; and of whom nothing is known, why."""
-        entries = [self._standing.requests[id] for id in ids]
-        missing = {str(entry.client): "no client any more" for entry in entries if entry.client in self._gone}
-        missing |= {str(entry.client): "data already deleted" for entry in entries if entry.data == "deleted"}
-        asked = [client for client in task.forgotten.clients if client not in missing]
-        turn, found = task.turn(phase="evaluate"), {}
+        """Whom each request concerns, and what each of them that still has some of the data finds of them in a model.
+
+        A client measures all that it is to forget in this unlearning together: so several small requests tell of no
+        smaller one among them.
+        """
+        concerned, asked = dict[str, list[ClientId]](), dict[ClientId, None]()
+        for id in ids:
+            entry = self._standing.requests[id]
+            holders = (entry.client,) if entry.client else task.everyone.where(AnyOf((_predicate(entry),))).clients
+            concerned[id] = list(holders)
+            if entry.data != "deleted":
+                asked |= dict.fromkeys(client for client in holders if client in task.everyone.clients)
+        program = Recognition(tests=2 * max(map(len, concerned.values())))
+        found = {}
         if asked:
             with suppress(TooFewClients):  # an audit that cannot be made is a result, and stands in the receipt
-                for client, reply in task.everyone.run(Recognition(), weights, turn, asked):
+                for client, reply in task.everyone.run(program, weights, task.turn(phase="evaluate"), tuple(asked)):
                     with suppress(ValueError):  # a client that answers nonsense has not answered
                         found[client] = asdict(Recognised.of(reply.metrics))
-        return {
-            "found": found,
-            "missing": missing | {client: "did not answer" for client in asked if client not in found},
-        }
+        return {"concerned": concerned, "found": found}
+
+    def _missing(self, entry: Entry, client: ClientId) -> str:
+        """Why a client that a request concerns was not audited."""
+        if client in self._gone:
+            return "no client any more"
+        return "data already deleted" if entry.data == "deleted" else "did not answer"
 
     # What is computed on
 

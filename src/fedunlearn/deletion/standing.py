@@ -95,7 +95,7 @@ class Unlearning:
         began: with what; ``at`` when.
         rounds: its own and recovery's, in order, each with the time when it was over.
         recovered: why recovery ended; None: it has not.
-        judgement: of the audit; None: there was none yet.
+        judgements: of the audit, by request id; None: there was none yet.
         done: whether every request has its receipt, or was refused after all.
     """
 
@@ -103,7 +103,7 @@ class Unlearning:
     at: str
     rounds: list[tuple[str, RoundDone]] = field(default_factory=list)
     recovered: Recovered | None = None
-    judgement: dict[str, Any] | None = None
+    judgements: dict[str, dict[str, Any]] | None = None
     done: bool = False
 
     @property
@@ -252,7 +252,7 @@ def fold(now: Standing, at: str, event: Event) -> None:
         case Recovered():
             _unlearning(now, event.unlearning).recovered = event
         case Audited():
-            _unlearning(now, event.unlearning).judgement = dict(event.judgement)
+            _unlearning(now, event.unlearning).judgements = {id: dict(one) for id, one in event.judgements.items()}
             _each(now, event.unlearning, "verified", at)
         case Done():
             answered = now.requests[event.request]

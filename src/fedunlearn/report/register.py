@@ -122,7 +122,7 @@ def register_page(standing: Standing, head: Head) -> str:
         askers=_Listed.of(_askers(standing), len(standing.unlearnings), _ASKERS),
         rounds=_Listed.of(reversed(list(enumerate(standing.rounds, 1))), len(standing.rounds)),
         unlearnings=_Listed.of(map(_tile_of(standing), _newest(standing)), len(standing.unlearnings), _UNLEARNINGS),
-        limits=next((one.judgement.get("limits", "") for _, one in _newest(standing) if one.judgement), ""),
+        limits=next((one.get("limits", "") for _, done in _newest(standing) for one in _judgements(done)), ""),
         receipts=_Listed(receipts, sum(entry.receipt is not None for entry in standing.requests.values())),
         troubles=_Listed.of(_troubles(standing), len(standing.faults) + len(standing.waits)),
         about=[(name, _plain(value)) for name, value in _about(standing).items()],
@@ -161,7 +161,7 @@ def _under_way(standing: Standing) -> str:
     stage = f"recovering ({_counted(rounds, 'round')} so far)" if rounds else "at its own rounds"
     if current.recovered is not None:
         stage = "recovered and to be audited"
-    if current.judgement is not None:
+    if current.judgements is not None:
         stage = "audited, and receipts are to be issued"
     return f"unlearning {current.began.unlearning + 1} is {stage}"
 
@@ -258,8 +258,8 @@ def _tile_of(standing: Standing) -> Callable[[tuple[int, Unlearning]], _Unlearni
             ("Time", f"{costs.seconds:,.1f} s in rounds"),
         ]
         status = _status(one)
-        judgement = one.judgement or {}
-        sentence = judgement.get("sentence", UNKNOWN) if one.judgement else "The audit comes after recovery."
+        sentences = dict.fromkeys(str(judgement.get("sentence", UNKNOWN)) for judgement in _judgements(one))
+        sentence = " ".join(sentences) or "The audit comes after recovery."
         return _Unlearning(number, _LOOKS.get(status, "unknown"), status, sentence, _answered(standing, one), facts)
 
     return tile
@@ -272,9 +272,18 @@ def _answered(standing: Standing, one: Unlearning) -> list[Entry]:
     return [standing.requests[id] for id in one.began.requests if id in standing.requests]
 
 
+def _judgements(one: Unlearning) -> list[dict[str, Any]]:
+    """Of its requests, the worst first."""
+    found = list((one.judgements or {}).values())
+    return sorted(found, key=lambda judgement: _WORST_FIRST.get(str(judgement.get("status")), len(_WORST_FIRST)))
+
+
+_WORST_FIRST = {status: n for n, status in enumerate(("traces found", "cannot tell", "not audited", "nothing found"))}
+
+
 def _status(one: Unlearning) -> str:
-    """Of its audit."""
-    return str(one.judgement.get("status", UNKNOWN)) if one.judgement else "not audited yet"
+    """Of its audit: of several requests the worst."""
+    return next((str(found.get("status", UNKNOWN)) for found in _judgements(one)), "not audited yet")
 
 
 def _last_known(rounds: Sequence[RoundDone]) -> float | None:
