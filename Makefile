@@ -12,7 +12,7 @@ test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 deployment: $(STAMP)
-	$(VENV)/bin/python -m pytest --long -m long tests/flower
+	$(VENV)/bin/python -m pytest --long -m long tests/flower/test_deployment.py tests/flower/test_flower_document.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

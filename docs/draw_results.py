@@ -2,8 +2,8 @@
 
 Each place in a document, between `<!-- found: table-1 -->` and `<!-- end: table-1 -->`, say, is filled
 from a file that a command wrote: of `docs/reproduced` (`fedunlearn reproduce`) in `docs/results.md`, of `docs/computed`
-(likewise) and `docs/advised` (`fedunlearn advise`) in `docs/theory.md`, of `docs/audited` (an `audit.json`) in
-`docs/audits.md`. So the documents cannot differ from what was found.
+(likewise) and `docs/advised` (`fedunlearn advise`) in `docs/theory.md`, of `docs/audited` (an `audit.json`, and what
+`docs/recognised.py` prints) in `docs/audits.md`. So the documents cannot differ from what was found.
 """
 
 from __future__ import annotations
@@ -38,9 +38,15 @@ def theory() -> dict[str, str]:
     return {**reproductions("computed"), "advice": advice_as_markdown(advised)}
 
 
+def audits() -> dict[str, str]:
+    """What attacks found, and what clients can measure themselves."""
+    attacked = {name: audit_as_markdown(Audit.read(path)) for name, path in files("audited").items()}
+    return {**attacked, "recognised": (DOCS / "audited" / "recognised.md").read_text(encoding="utf-8")}
+
+
 PLACES: dict[str, Callable[[], dict[str, str]]] = {
     "results.md": lambda: reproductions("reproduced"),
-    "audits.md": lambda: {name: audit_as_markdown(Audit.read(path)) for name, path in files("audited").items()},
+    "audits.md": audits,
     "theory.md": theory,
 }
 """By document: what stands in its places."""

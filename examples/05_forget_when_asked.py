@@ -19,6 +19,9 @@ from fedunlearn.deletion.signing import PublicKey, SigningKey
 from fedunlearn.flower import LocalGrid, Plan, client_app, serve
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="fedunlearn-"))
+if (folder / "server.key").exists():
+    sys.exit(f"{folder} was used before: name another folder, for keys are never overwritten")
+folder.mkdir(parents=True, exist_ok=True)
 clinics = ("north", "east", "south", "west")
 for name in ("server", *clinics):
     SigningKey.make(folder / f"{name}.key", node=name != "server")  # a server's is Ed25519, a SuperNode's is on P-384

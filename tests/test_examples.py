@@ -37,12 +37,17 @@ def test_forget_a_client(tmp_path: Path) -> None:
 
 
 def test_forget_when_asked(tmp_path: Path) -> None:
-    told = output("05_forget_when_asked.py", tmp_path, str(tmp_path))
+    folder = tmp_path / "new" / "clinics"
+    told = output("05_forget_when_asked.py", tmp_path, str(folder))
     assert re.search(r"request [0-9a-f]{32} is done; the receipt has 0 problems", told)
     before, after = map(float, re.findall(r"client east: right about ([\d.]+) % before, ([\d.]+) % after", told)[0])
     assert before > 80
     assert after < 50
-    assert (tmp_path / "register" / "register.sqlite").exists()
+    assert (folder / "register" / "register.sqlite").exists()
+    command = [sys.executable, str(EXAMPLES / "05_forget_when_asked.py"), str(folder)]
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert again.returncode == 1
+    assert again.stderr == f"{folder} was used before: name another folder, for keys are never overwritten\n"
 
 
 def test_add_a_method(tmp_path: Path) -> None:

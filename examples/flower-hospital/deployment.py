@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "NO_COLOR": "1",
 }
+_LAST_PORT = 65_535
 _PATIENCE = 120.0  # seconds for a process to be ready
 _GRACE = 15.0  # seconds for a process to end by itself
 _KNOWN_ALREADY = "[code: 23]"  # Flower's, of a key that is registered
@@ -57,6 +58,10 @@ def prepare(folder: Path, hospitals: int, port: int) -> None:
         hospitals: how many.
         port: of the SuperLink; each hospital takes one more of those that follow.
     """
+    if hospitals < 1:
+        raise DeploymentError("a federation needs a hospital: give --hospitals 1 or more")
+    if not 0 < port < port + hospitals <= _LAST_PORT:
+        raise DeploymentError(f"ports end at {_LAST_PORT}, and each hospital takes one after --port: give another")
     folder = folder.absolute()
     if folder.is_relative_to(APP):
         raise DeploymentError(f"choose a folder outside {APP}: Flower sends what lies in there to every hospital")
@@ -125,15 +130,7 @@ class Deployment:
 
     def flwr(self, *arguments: object) -> dict[str, Any]:
         """Flower's command line, as the operator; what it answers."""
-        told = subprocess.run(
-            [str(_PROGRAMS / "flwr"), *map(str, arguments), "--format", "json"],
-            env={**os.environ, **_ENVIRONMENT, "FLWR_HOME": str(self.folder / "operator")},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
+        told = self._flwr(*arguments, "--format", "json")
         try:
             answer: dict[str, Any] = json.loads(told.stdout)
         except ValueError:
@@ -150,6 +147,10 @@ class Deployment:
     def status(self, run: str) -> str:
         """Of a run: "running", "finished:completed", "finished:failed" and others."""
         return str(self.flwr("list", _CONNECTION, "--run-id", run)["runs"][0]["status"])
+
+    def run_log(self, run: str) -> str:
+        """What the ServerApp has said."""
+        return self._flwr("log", run, _CONNECTION, "--show").stdout
 
     # The hospitals
 
@@ -184,9 +185,13 @@ class Deployment:
 
         Args:
             names: which; none: all.
+
+        Raises:
+            DeploymentError: there is none of a name, or one does not become ready.
         """
-        running = {name for _, name in self.processes()}
-        wanted = [name for name in (SUPERLINK, *self.hospitals) if name in (names or name) and name not in running]
+        self._require(names)
+        known, running = (SUPERLINK, *self.hospitals), {name for _, name in self.processes()}
+        wanted = [name for name in names or known if name not in running]
         if SUPERLINK in wanted:
             self.start_superlink()
             for name in self.hospitals:
@@ -202,8 +207,12 @@ class Deployment:
 
         Args:
             names: which; none: all.
+
+        Raises:
+            DeploymentError: there is none of a name.
         """
-        running = {name for _, name in self.processes() if name in (names or name)}
+        self._require(names)
+        running = {name for _, name in self.processes() if not names or name in names}
         for some in (running - {SUPERLINK}, running & {SUPERLINK}):
             self._signal(some, signal.SIGTERM, leaders=True)
             _until(lambda some=some: not self._alive(some, leaders=True), _GRACE)
@@ -227,6 +236,23 @@ class Deployment:
     def log(self, name: str) -> str:
         """What a process has said since it was last started."""
         return self._log(name).read_text(errors="replace")
+
+    def _flwr(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(_PROGRAMS / "flwr"), *map(str, arguments)],
+            env={**os.environ, **_ENVIRONMENT, "FLWR_HOME": str(self.folder / "operator")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+
+    def _require(self, names: tuple[str, ...]) -> None:
+        there = (SUPERLINK, *self.hospitals)
+        for name in names:
+            if name not in there:
+                raise DeploymentError(f"there is no {name} in {self.folder}: name some of {', '.join(there)}, or none")
 
     def _start(self, name: str, program: str, *arguments: object, **environment: str) -> None:
         marks = {_MARK: str(self.folder), "HOSPITAL_PROCESS": name}

@@ -1,11 +1,11 @@
-"""Large numbers, amounts of bytes and p-values, as people write and read them."""
+"""Large numbers, amounts of bytes, percents and p-values, as people write and read them; and texts of others."""
 
 from __future__ import annotations
 
 import math
 import re
 
-__all__ = ["parse_bytes", "scaled", "tell_bytes", "tell_p"]
+__all__ = ["parse_bytes", "printable", "scaled", "tell_bytes", "tell_p", "tell_percent"]
 
 _PREFIXES = "kMGTPE"
 _DECIMAL = {"B": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate(_PREFIXES, 1)}}
@@ -38,6 +38,16 @@ def tell_bytes(amount: float) -> str:
 def tell_p(p: float) -> str:
     """A p-value to three decimals; one that is smaller is told by its bound, for it is never 0."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def tell_percent(value: float | None) -> str:
+    """An accuracy in percent to two decimals; None: nobody has measured it."""
+    return "not known" if value is None else f"{value:.2f} %"
+
+
+def printable(text: str) -> str:
+    """What others have written, without what could move a terminal's cursor or hide a word."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def scaled(number: float) -> tuple[str, str]:

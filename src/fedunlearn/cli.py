@@ -9,6 +9,7 @@ import typer
 from fedunlearn.commands.advice import list_methods, recommend_methods
 from fedunlearn.commands.audits import audit_run
 from fedunlearn.commands.checkpoints import negate_checkpoint, show_layers
+from fedunlearn.commands.helped import give_help
 from fedunlearn.commands.keys import keys
 from fedunlearn.commands.receipts import receipt
 from fedunlearn.commands.register_page import page
@@ -50,6 +51,7 @@ app.add_typer(theory)
 requests.command("page")(page)
 for group in (requests, receipt, keys):
     app.add_typer(group)
+give_help(app)
 
 
 def main() -> None:

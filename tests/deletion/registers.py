@@ -23,15 +23,18 @@ from fedunlearn.deletion.events import (
     Done,
     Fault,
     Filed,
+    Instead,
     Opened,
     Recovered,
     Refused,
     RoundDone,
+    Started,
     Waited,
 )
+from fedunlearn.deletion.receipt import issue
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import SigningKey, canonical, sha256
-from fedunlearn.deletion.statement import Scope, Signed, Statement
+from fedunlearn.deletion.statement import Scope, Signed, Statement, now
 
 __all__ = [
     "KEY",
@@ -39,6 +42,7 @@ __all__ = [
     "NEXT",
     "NODES",
     "OPENED",
+    "STEPS",
     "Written",
     "altered",
     "key",
@@ -66,7 +70,9 @@ Step = str
 def steps(fewest: int = 1, most: int = 6) -> st.SearchStrategy[list[Step]]:
     """What happens after a register was opened, each a few events."""
     return st.lists(
-        st.sampled_from(["round", "node", "operator", "stranger", "fault", "wait", "answer"]),
+        st.sampled_from(
+            ["start", "enrol", "round", "node", "operator", "stranger", "another", "fault", "wait", "answer", "instead"]
+        ),
         min_size=fewest,
         max_size=most,
     )
@@ -89,7 +95,7 @@ def written(folder: Path, story: Sequence[Step], register: Register | None = Non
     receipts: list[dict[str, Any]] = []
     with register or Register.create(folder, KEY, OPENED) as open_:
         for step in story:
-            _STEPS[step](open_, receipts)
+            STEPS[step](open_, receipts)
     return Written(folder, receipts)
 
 
@@ -115,27 +121,55 @@ def _operator(register: Register, receipts: list[dict[str, Any]]) -> None:
     _filed(register, "south", Signed.by(KEY, Statement.make(Scope("client"), "has left", client="south")))
 
 
-def _answer(register: Register, receipts: list[dict[str, Any]]) -> None:
+def _start(register: Register, receipts: list[dict[str, Any]]) -> None:
+    register.append(Started({"most": len(register.standing().started)}, {"torch": "2.14.0"}))
+
+
+def _enrol(register: Register, receipts: list[dict[str, Any]]) -> None:
+    """A guest joins with a new key, or leaves."""
+    clients = dict(register.standing().clients)
+    if clients.pop("guest", None) is None:
+        clients["guest"] = key().public.text
+    register.enrol(clients)
+
+
+def _another(register: Register, receipts: list[dict[str, Any]]) -> None:
+    """A request is refused that another node has signed."""
+    signed = Signed.by(key(), Statement.make(Scope("client"), "not mine"))
+    register.append(Refused(signed.statement.id, "north", "it must be signed with north's own key", signed.json))
+
+
+def _answer(register: Register, receipts: list[dict[str, Any]], instead: bool = False) -> None:
     waiting = [entry.request for entry in register.standing().waiting]
     if not waiting:
         return
-    number = len(register.standing().unlearnings)
-    register.append(Began(number, waiting, {"kind": "NoT"}, sha256("before"), "checkpoints/b", 90.5, {}))
+    number, started = len(register.standing().unlearnings), register.standing().started
+    plan = started[-1][1].plan if started else {}
+    register.append(
+        Began(number, waiting, {"name": "SCRUB"}, sha256("before"), "checkpoints/b", 90.5, {}, [], plan),
+        RoundDone("unlearn", 0, number, sha256("m"), "checkpoints/m", [], {"teacher": ["checkpoints/t", sha256("t")]}),
+    )
+    if instead:
+        register.append(Instead(number, {"name": "NoT"}, "nobody answered"))
     register.append(RoundDone("unlearn", 0, number, sha256("negated"), "checkpoints/u", [["conv1.weight"]]))
-    register.append(Recovered(number, "recovered"), Audited(number, {"status": "nothing found"}))
+    register.append(RoundDone("recover", 0, number, sha256("again"), "checkpoints/r", [["conv1.weight"]]))
+    judgement = {"status": "nothing found", "sentence": "Nothing was found."}
+    register.append(Recovered(number, "recovered"), Audited(number, judgement))
     for request in waiting:
-        head = register.head
-        place = {"id": head.register, "count": head.count, "hash": head.hash}
-        receipt = {"audit": {"status": "nothing found"}, "request": {"id": request}, "register": place}
+        receipt = issue(register.standing(), request, register.head, KEY, now())
         register.append(Done(request, receipt))
         receipts.append(receipt)
 
 
-_STEPS: dict[Step, Callable[[Register, list[dict[str, Any]]], None]] = {
+STEPS: dict[Step, Callable[[Register, list[dict[str, Any]]], None]] = {
     "round": _round,
     "node": _node,
     "operator": _operator,
     "answer": _answer,
+    "instead": lambda register, receipts: _answer(register, receipts, instead=True),
+    "start": _start,
+    "enrol": _enrol,
+    "another": _another,
     "stranger": lambda register, receipts: _ignore(register.append(Refused("", None, "nobody knows this key"))),
     "fault": lambda register, receipts: _ignore(register.append(Fault("north", "failed", "\ud800 'x'", "train", 1))),
     "wait": lambda register, receipts: _ignore(register.append(Waited("train", 1, "1 of 3 answered"))),

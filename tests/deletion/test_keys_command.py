@@ -16,7 +16,7 @@ from registers import OPENED
 from fedunlearn import cli
 from fedunlearn.commands.keys import keys
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.signing import PublicKey, SigningKey
+from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey
 from fedunlearn.deletion.verification import verify
 
 
@@ -69,9 +69,32 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
     assert (code, file.read_bytes()) == (2, before)
     assert told == f"fedunlearn: {file} is there already: a key is never overwritten, choose another name\n"
     assert said(capsys, "show", tmp_path / "none")[1].startswith(f"fedunlearn: there is no key {tmp_path}/none")
-    (tmp_path / "text").write_text("hello")
-    os.chmod(tmp_path / "text", 0o600)
-    assert "holds no private key without a password" in said(capsys, "show", tmp_path / "text")[1]
+    assert said(capsys, "show", tmp_path)[1] == f"fedunlearn: {tmp_path} cannot be read as a key: Is a directory\n"
+    nowhere = f"fedunlearn: there is no folder {tmp_path}/nowhere to keep a key in: make it first\n"
+    assert said(capsys, "new", tmp_path / "nowhere" / "key") == (2, nowhere)
+    assert said(capsys, "new", file / "key") == (
+        2,
+        f"fedunlearn: the key {file}/key cannot be written: Not a directory\n",
+    )
+
+
+@pytest.mark.parametrize("content", ["root:x:0:0:root:/root:/bin/bash\n", "ssh-ed25519 AAAAC3Nz", ""])
+def test_what_is_no_key_is_not_to_be_chmodded(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    file = tmp_path / "damaged.pub"
+    file.write_text(content)
+    os.chmod(file, 0o644)
+    code, told = said(capsys, "show", file)
+    assert (code, told.startswith(f"fedunlearn: {file}: this is no public key: give a line such as")) == (2, True)
+    with pytest.raises(KeyProblem, match="holds no private key without a password"):
+        SigningKey.load(file)
+
+
+def test_a_private_key_that_others_can_read_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "key"
+    said(capsys, "new", file)
+    os.chmod(file, 0o640)
+    sentence = f"fedunlearn: others can read the private key {file}: chmod 600 {file}\n"
+    assert said(capsys, "show", file) == (2, sentence)
 
 
 def test_a_register_is_signed_with_another_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +108,8 @@ def test_a_register_is_signed_with_another_key(tmp_path: Path, capsys: pytest.Ca
     code, told = said(capsys, *command)
     assert code == 0
     assert f"is signed with {new.public.fingerprint} from event 1 on" in told
+    assert f"put {tmp_path}/new where its app looks for its key (keep {tmp_path}/old.pub)" in told
+    assert "--key" not in told  # Flower starts the server, and has no such option
     assert Register.read(folder).head.key == new.public.fingerprint
     assert verify(folder, [old.public]).problems == []
     code, told = said(capsys, *command)

@@ -185,12 +185,22 @@ def test_lists_that_are_too_long(
         ("instances:\0", "r", OutboxError, "cannot be read: embedded null byte"),
         ("everything", "r", RequestProblem, "write client, class:3"),
         ("client", "two\nlines", RequestProblem, "a reason is one line"),
+        ("client", "", OutboxError, "say why, in one line"),
+        ("client", "  ", OutboxError, "say why, in one line"),
     ],
 )
 def test_requests_that_are_none(outbox: Outbox, scope: str, reason: str, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         outbox.file(scope, reason, KEY)
     assert not outbox.folder.exists()
+
+
+def test_a_register_is_no_outbox(outbox: Outbox) -> None:
+    outbox.folder.mkdir(0o700)
+    (outbox.folder / "register.sqlite").touch()
+    with pytest.raises(OutboxError, match="is a server's register, and no node's outbox: name another folder"):
+        outbox.file("client", "r", KEY)
+    assert [path.name for path in outbox.folder.iterdir()] == ["register.sqlite"]
 
 
 def test_the_servers_answers_are_kept(outbox: Outbox) -> None:

@@ -127,7 +127,7 @@ def test_nobody_stays() -> None:
     assert receipt["answered"]["layers"] == receipt["answered"]["signs"]["after"] == []
     assert receipt["answered"]["weights"]["after recovery"] == "new"
     assert receipt["recovery"]["ended"] == "nobody"
-    assert "0 rounds, ended: nobody stays to recover with, and the model is a new one" in tell(receipt)
+    assert "0 rounds, ended: nobody stays to recover with" in tell(receipt)
 
 
 @pytest.mark.parametrize("why", get_args(get_type_hints(Recovered)["why"]))
@@ -330,12 +330,12 @@ def test_told_to_people() -> None:
     for line in (
         "                At a the new model is as sure of 20 samples as of unseen ones.",
         f"Request         {ONE}: instances, client a; data here",
-        "Answered        unlearning 0, together with 1 more, by NoT()",
+        "Answered        unlearning 1, together with 1 more, by NoT()",
         "Negated         conv1.weight",
         "  before        head.weight, head.bias",
         "  after         head.weight, head.bias; then conv1.weight",
         "Weights         m2 before",
-        "                n1 after round 1",
+        "                n1 after unlearning round 1",
         "                r2 after recovery",
         "Recovery        2 rounds, ended: the stop rule was met",
         "Validation      91.50 % before, 91.25 % after",

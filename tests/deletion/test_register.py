@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from registers import KEY, MEMORY, NEXT, OPENED, key, rechained, steps, stored, written
+from registers import KEY, MEMORY, NEXT, NODES, OPENED, key, rechained, steps, stored, written
 
 from fedunlearn.deletion.events import Acknowledged, Done, Event, Fault, Opened, Rotated, Waited
-from fedunlearn.deletion.register import LARGEST_EVENT, Register, RegisterError
+from fedunlearn.deletion.register import LARGEST_EVENT, Register, RegisterError, reading
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import standing
 from fedunlearn.deletion.verification import verify
@@ -102,7 +102,13 @@ def test_the_file_is_opened_as_a_register_needs(folder: Path) -> None:
         assert asked == _SETTINGS
 
 
-_SETTINGS = {"journal_mode": "wal", "synchronous": 2, "trusted_schema": 0, "cell_size_check": 1}  # 2: FULL
+_SETTINGS = {
+    "journal_mode": "wal",
+    "synchronous": 2,  # FULL
+    "secure_delete": 1,
+    "trusted_schema": 0,
+    "cell_size_check": 1,
+}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ _SETTINGS = {"journal_mode": "wal", "synchronous": 2, "trusted_schema": 0, "cell
         (Acknowledged("unknown"), r"event 2 \(acknowledged\) does not fit those before it"),
         (Done("unknown", {}), r"event 2 \(done\) does not fit those before it"),
         (OPENED, "'opened' cannot be appended: only `create`"),
-        (Rotated("", ""), "'rotated' cannot be appended: only `create` and `rotate`"),
+        (Rotated("", ""), "'rotated' cannot be appended: only `create`, `enrol` and `rotate`"),
         (Fault("a", "failed", "x" * LARGEST_EVENT, "train", 1), r"of 167772\d\d bytes cannot be entered: the limit is"),
         (Waited("train", 1, float("nan")), "cannot be entered: Out of range"),  # type: ignore[arg-type]
         (Waited("train", 1, object()), "cannot be entered"),  # type: ignore[arg-type]
@@ -156,8 +162,71 @@ def test_a_register_is_created_once(folder: Path) -> None:
     assert not (folder / "other").exists()
 
 
-def test_a_server_that_was_killed_before_the_first_event_begins_again(folder: Path) -> None:
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_a_folder_that_others_can_write_to_is_refused(folder: Path, mode: int) -> None:
     folder.mkdir()
+    folder.chmod(mode)
+    sentence = rf"others can write to the register, at {re.escape(str(folder))}: chmod go-w"
+    with pytest.raises(RegisterError, match=sentence):
+        Register.create(folder, KEY, OPENED)
+    assert listed(folder) == []
+    folder.chmod(0o755)  # who may read is not ours to say
+    written(folder, ["wait"])
+    folder.chmod(mode)
+    with pytest.raises(RegisterError, match=sentence):
+        Register.open(folder, KEY)
+
+
+@pytest.mark.parametrize("name", ["register.sqlite", "checkpoints"])
+def test_what_lies_in_a_folder_that_others_can_look_into_they_cannot_write_to(folder: Path, name: str) -> None:
+    before = os.umask(0)  # which would let everybody write
+    try:
+        folder.mkdir(mode=0o755)
+        written(folder, ["wait"])
+    finally:
+        os.umask(before)
+    assert (folder / name).stat().st_mode & 0o022 == 0
+    (folder / name).chmod(0o775)
+    with pytest.raises(RegisterError, match=rf"others can write to the register, at .*{name}: chmod go-w .*{name}"):
+        Register.open(folder, KEY)
+    folder.chmod(0o700)  # and now nobody comes in
+    Register.open(folder, KEY).close()
+
+
+def test_a_reader_holds_no_append_up_for_long_and_what_was_promised_is_there(folder: Path) -> None:
+    with Register.create(folder, KEY, OPENED) as register, reading(folder):
+        began = time.monotonic()
+        register.append(WAITED)
+        assert time.monotonic() - began < 3  # SQLite alone would wait for five seconds
+        assert (folder / "register.sqlite-wal").stat().st_size > 0
+        assert Register.read(folder).head == register.head
+
+
+def test_a_log_that_cannot_be_emptied_undoes_no_append(folder: Path) -> None:
+    with Register.create(folder, KEY, OPENED) as register:
+        register.append(WAITED, WAITED)
+        left = register.events()
+        next(left)  # this process reads, and SQLite raises
+        assert register.append(WAITED) == Register.read(folder).head
+        assert (folder / "register.sqlite-wal").stat().st_size > 0
+        list(left)
+        register.append(WAITED)
+        assert (folder / "register.sqlite-wal").stat().st_size == 0
+
+
+def test_a_key_is_a_servers_or_a_clients(folder: Path) -> None:
+    with Register.create(folder, KEY, OPENED) as register:
+        with pytest.raises(RegisterError, match="this is a client's key"):
+            register.rotate(NODES["north"])
+        register.rotate(NEXT)
+        for server in (KEY, NEXT):
+            with pytest.raises(RegisterError, match="the server's key stands on the list of clients"):
+                register.enrol({**OPENED.clients, "east": server.public.text})
+        assert register.head.count == 2
+
+
+def test_a_server_that_was_killed_before_the_first_event_begins_again(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
     (folder / "register.sqlite").touch()
     with pytest.raises(RegisterError, match="is no register"):
         Register.open(folder, KEY)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,12 +17,14 @@ from stories import NODES, OTHER, SERVER, at, signed, story
 
 from fedunlearn import cli
 from fedunlearn.commands.receipts import receipt
+from fedunlearn.commands.register_standing import described
 from fedunlearn.commands.requests import requests
-from fedunlearn.deletion.events import Done, Filed, Opened, Refused
+from fedunlearn.deletion.events import Done, Fault, Filed, Opened, Refused, RoundDone, Waited
 from fedunlearn.deletion.outbox import Outbox, desk
 from fedunlearn.deletion.receipt import issue, verify
 from fedunlearn.deletion.register import Register
 from fedunlearn.deletion.signing import SigningKey
+from fedunlearn.deletion.standing import standing
 from fedunlearn.deletion.statement import Signed, Statement
 
 ONE, TWO = "1" * 32, "2" * 32
@@ -159,6 +163,14 @@ def test_the_operator_files_while_the_server_works(shell: Shell, register: Path,
         ),
         ("--scope client --key SERVER --register R --client a --deleted", "only the node can say: leave out --deleted"),
         ("--scope class:3 --key NODE --register R", "and you gave SHA256:"),
+        (
+            "--scope client --client nobody --key SERVER --register R",
+            "no client nobody was ever on the list; there are a, b",
+        ),
+        ("--scope client --key SERVER --outbox O", "a node files with its SuperNode's key, and this is a server's"),
+        ("--scope client --key NODE --outbox R", "is a server's register, and no node's outbox"),
+        ("--scope client --key NODE --outbox R/desk", "is in a server's register: a node's outbox is elsewhere"),
+        ("--scope client --key NODE --outbox O --reason EMPTY", "say why, in one line"),
         ("--scope class:3 --key SERVER --register O", "there is no register"),
         ("--scope all --key NODE --outbox O", "write client, class:3 (a class's number) or instances:FILE"),
         ("--scope instances:/no/list --key NODE --outbox O", "/no/list cannot be read: No such file or directory"),
@@ -168,11 +180,23 @@ def test_the_operator_files_while_the_server_works(shell: Shell, register: Path,
 def test_requests_that_cannot_be_filed(
     shell: Shell, register: Path, outbox: Path, node: Path, server: Path, arguments: str, says: str
 ) -> None:
-    places = {"NODE": node, "SERVER": server, "O": outbox, "R": register}
+    places = {"NODE": node, "SERVER": server, "O": outbox, "R": register, "R/desk": register / "desk", "EMPTY": ""}
     words = [places.get(word, word) for word in arguments.split()]
     assert says in shell.wrong("requests", "new", "--reason", "r", *words)
     assert not outbox.exists()
     assert not (register / "desk").exists()
+
+
+def test_in_a_simulation_there_is_no_list_of_clients(shell: Shell, server: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "simulated"
+    Register.create(folder, SERVER, Opened({}, SERVER.public.text, {})).close()
+    new(shell, "--scope", "client", "--client", "7", "--register", folder, "--key", server)
+
+
+def test_who_has_left_the_list_can_still_be_forgotten(shell: Shell, register: Path, server: Path) -> None:
+    with Register.open(register, SERVER) as writing:
+        writing.enrol({"b": NODES["b"].public.text})
+    new(shell, "--scope", "client", "--client", "a", "--register", register, "--key", server)
 
 
 def test_listing_a_register(shell: Shell, register: Path) -> None:
@@ -197,7 +221,9 @@ def test_listing_an_outbox(shell: Shell, outbox: Path, node: Path, tmp_path: Pat
     outbox.mkdir(0o700)
     assert shell.right("requests", "list", outbox) == f"{outbox} holds no request\n"
     id = new(shell, "--scope", "class:3", "--outbox", outbox, "--key", node)
-    assert shell.right("requests", "list", outbox).splitlines()[1].split() == [id[:8], "not", "sent", "class:3", "r"]
+    head, row = shell.right("requests", "list", outbox).splitlines()
+    assert head.split() == ["Request", "State", "Scope", "Client", "Reason"]
+    assert row.split() == [id[:8], "not", "sent", "class:3", "r"]
     Outbox(outbox).exchange([{"request": id, "state": "refused", "why": "not on the list", "receipt": None}])
     (one,) = json.loads(shell.right("requests", "list", outbox, "--json"))
     assert (one["state"], one["why"], one["receipt"]) == ("refused", "not on the list", False)
@@ -228,7 +254,114 @@ def test_ids_can_be_shortened_as_far_as_one_fits(shell: Shell, register: Path) -
     assert f"request        {id}" in shell.right("requests", "show", register, "10")
     assert f"request        {ONE}" in shell.right("requests", "show", register, ONE)
     assert "no request in" in shell.wrong("requests", "show", register, "9")
-    assert "5 requests begin with : give more digits" in shell.wrong("requests", "show", register, "")
+    for command in (("show", register, ""), ("export", register, "", "-o", register / "x")):
+        assert "say which request, by the first digits of its id" in shell.wrong("requests", *command)
+
+
+def test_showing_where_a_service_stands(shell: Shell, register: Path, outbox: Path) -> None:
+    told = shell.right("requests", "show", register).splitlines()
+    time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"  # of these events: now
+    for said, line in zip(
+        [
+            "rounds         2 of training, 3 of unlearnings",
+            rf"last           recovery round 3 of unlearning 1, {time}; accuracy 91\.25 %",
+            rf"unlearning     number 1: verified since {time}, 3 rounds",
+            f"               {ONE}",
+            f"               {TWO}",
+            f"waiting        {'4' * 32}",
+            r"absent         recovery round 3 of unlearning 1: a \(silent\)",
+            "faults         none",
+            "strangers      none",
+        ],
+        told,
+        strict=True,
+    ):
+        if not said.startswith(" "):
+            assert re.fullmatch(said, line)
+    assert "is no register: say which request" in shell.wrong("requests", "show", register / "checkpoints")
+    assert "there is no register" in shell.wrong("requests", "show", outbox)
+
+
+def test_faults_waits_and_strangers_the_newest_twenty(shell: Shell, register: Path) -> None:
+    with Register.open(register, SERVER) as writing:
+        for number in range(25):
+            writing.append(Fault("b", "silent", f"no answer {number}", "train", number))
+            writing.append(Fault("", "stranger", f"node {number}: \x1b[2Jnobody's key", "train", number))
+        writing.append(Waited("train", 25, "1 of 2 answered"))
+        writing.append(RoundDone("train", 2, None, "m3", "m3", [], samples={"b": 1}, absent={"a": "not finite"}))
+    shown = json.loads(shell.right("requests", "show", register, "--json"))
+    assert [one["why"] for one in shown["faults"]] == ["1 of 2 answered", *(f"no answer {n}" for n in range(24, 5, -1))]
+    assert [one["what"] for one in shown["faults"][:2]] == ["waited", "silent"]
+    assert [one["detail"].split(":")[0] for one in shown["strangers"]] == [f"node {n}" for n in range(24, 4, -1)]
+    assert shown["absent"][0] == {"phase": "train", "number": 2, "unlearning": None, "clients": {"a": "not finite"}}
+    assert (shown["rounds"]["training"], shown["rounds"]["all"], shown["clients"]) == (3, 6, ["a", "b"])
+    told = shell.right("requests", "show", register)
+    assert "training round 26: waited (1 of 2 answered)\n" in told
+    assert "training round 25: b: silent (no answer 24)\n" in told
+    assert "node 24: \N{REPLACEMENT CHARACTER}[2Jnobody's key\n" in told
+
+
+def test_how_far_an_unlearning_has_come() -> None:
+    (_, opened), *others = story()
+    events = [("2026-11-30T10:00:00+00:00", opened), *others]
+    seen = []
+    for end in range(len(events) + 1):
+        under_way = described(standing(events[:end]))["unlearning"]
+        if under_way and (under_way["state"], under_way["rounds"]) not in seen:
+            seen.append((under_way["state"], under_way["rounds"]))
+    assert seen == [
+        *[("unlearning", 0), ("unlearning", 1), ("recovering", 2), ("recovering", 3), ("verified", 3)],
+    ]
+
+
+def test_an_empty_register_has_nothing_to_tell(shell: Shell, tmp_path: Path) -> None:
+    Register.create(tmp_path / "new", SERVER, Opened({}, SERVER.public.text, {})).close()
+    told = shell.right("requests", "show", tmp_path / "new").splitlines()
+    assert told[:2] == ["rounds         0 of training, 0 of unlearnings", "unlearning     none is under way"]
+    assert [line.split() for line in told[2:]] == [
+        [name, "none"] for name in ("waiting", "absent", "faults", "strangers")
+    ]
+
+
+def test_files_that_cannot_be_written_are_named(shell: Shell, register: Path, tmp_path: Path) -> None:
+    for command in (("export", register, "1"), ("page", register)):
+        told = shell.wrong("requests", *command, "-o", tmp_path / "nowhere" / "x")
+        assert told == f"fedunlearn: there is no folder {tmp_path}/nowhere to write x into: make it first\n"
+        told = shell.wrong("requests", *command, "-o", register / "register.sqlite" / "x")
+        assert told == f"fedunlearn: {register}/register.sqlite/x cannot be written: Not a directory\n"
+
+
+def test_ports_that_cannot_be_served_on(shell: Shell, register: Path) -> None:
+    assert "--port is where a page is served: give --serve too" in shell.wrong(
+        "requests", "page", register, "--port", 0
+    )
+    assert not (register / "register.html").exists()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = shell.wrong("requests", "page", register, "--serve", "--port", port)
+    assert told == f"fedunlearn: port {port} cannot be served on (Address already in use): choose another --port\n"
+
+
+def test_what_is_not_there_is_a_mistake_and_no_problem(shell: Shell, server: Path, tmp_path: Path) -> None:
+    none, public = tmp_path / "none", tmp_path / "server.pub"
+    assert "there is no register in" in shell.wrong("requests", "verify", none, "--key", public)
+    assert f"{none} cannot be read" in shell.wrong("receipt", "verify", none, "--key", public)
+
+
+def test_checks_for_scripts(shell: Shell, register: Path, server: Path, tmp_path: Path) -> None:
+    path, public, other = tmp_path / "receipt.json", tmp_path / "server.pub", key_file(OTHER, tmp_path / "other")
+    shell.right("requests", "export", register, "1", "-o", path)
+    sound = shell.right("requests", "verify", register, "--key", public, "--receipt", path, "--json")
+    assert json.loads(sound) == {"register": str(register), "events": 15, "warnings": [], "problems": []}
+    code, out, _ = shell("requests", "verify", register, "--key", f"{other}.pub", "--receipt", path, "--json")
+    found = json.loads(out)
+    assert (code, len(found["problems"]), len(found["warnings"])) == (1, 1, 1)
+    checked = json.loads(shell.right("receipt", "verify", path, "--key", public, "--json"))
+    fingerprint = SERVER.public.fingerprint
+    assert checked == {"receipt": str(path), "key": fingerprint, "problems": [], "audit": "nothing found"}
+    code, out, _ = shell("receipt", "verify", path, "--key", f"{other}.pub", "--json")
+    told = json.loads(out)
+    assert (code, told["key"], len(told["problems"]), told["audit"]) == (1, OTHER.public.fingerprint, 1, None)
 
 
 def test_a_receipt_from_the_register_and_from_the_nodes_outbox(
@@ -290,14 +423,17 @@ def test_a_register_held_against_keys_and_receipts(shell: Shell, register: Path,
     changed = json.loads(path.read_text())
     changed["register"]["count"] = 1000
     path.write_text(json.dumps(changed))
+    told = shell.right("requests", "verify", register, "--key", public, "--receipt", path)
+    assert [line.split(" (")[0] for line in told.splitlines()] == [  # whoever can write JSON accuses nobody
+        f"warning: receipt 1 is not signed by the key {SERVER.public.fingerprint} that it names",
+        "warning: no receipt was given that counts: a copy of an older day would look the same; give a recent one",
+        sound.strip(),
+    ]
+    del changed["signature"]
+    path.write_text(json.dumps({**changed, "signature": SERVER.sign("receipt", changed)}))
     code, out, _ = shell("requests", "verify", register, "--key", public, "--receipt", path)
-    warning, *problems = out.splitlines()
     assert code == 1
-    assert (
-        warning
-        == f"warning: {path}: the signature does not fit: the receipt was changed after it was signed, get it again"
-    )
-    assert problems[0].startswith("problem: receipt 1")
+    assert out.startswith("problem: receipt 1: it was issued when the register had 1000 events, and there are 15")
 
 
 def test_what_others_wrote_moves_no_cursor(shell: Shell, register: Path) -> None:

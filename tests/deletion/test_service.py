@@ -10,7 +10,6 @@ from deletion.hospitals import PLAN, Hospitals, forgotten, trained, twin
 from fedunlearn.architecture import Architecture
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion import receipt
-from fedunlearn.deletion.events import Enrolled
 from fedunlearn.deletion.service import Service
 from fedunlearn.federation import Predicate
 from fedunlearn.requests import ForgetClient, ForgetInstances, Rest
@@ -60,7 +59,7 @@ def test_who_is_off_the_list_can_still_be_forgotten(tmp_path: Path) -> None:
     roster = {name: key.public.text for name, key in hospitals.keys.items() if name not in ("server", "west")}
     hospitals.names = ("north", "east", "south")
     service = hospitals.service()
-    hospitals.book.append(Enrolled(roster))
+    hospitals.book.enrol(roster)
     hospitals.desk.file("client", "it has left", hospitals.keys["server"], client="west")
     weights = service.run()
     federation, fresh = twin(), Architecture(SmallNet).fresh(PLAN.seed)

@@ -27,7 +27,7 @@ from fedunlearn.deletion.events import (
     event_of,
     plain,
 )
-from fedunlearn.deletion.standing import Standing, State, fold, standing
+from fedunlearn.deletion.standing import Costs, Standing, State, fold, standing
 
 ONE, TWO = "1" * 32, "2" * 32
 STATES = get_args(State)
@@ -76,6 +76,17 @@ def test_a_story_by_hand() -> None:
     assert now.current is None
     assert now.requests[ONE].receipt == {"receipt": 2}
     assert (now.requests[ONE].times["done"], now.requests[TWO].times["done"]) == (at(21), at(20))
+
+
+def test_an_unlearning_is_added_up() -> None:
+    (one,) = standing(story()).unlearnings
+    head, conv1 = ["head.weight", "head.bias"], ["conv1.weight"]
+    assert [done.model for done in one.own] == ["n1"]
+    assert [done.model for done in one.recovery] == ["r1", "r2"]
+    assert one.costs == Costs(bytes_down=150, bytes_up=135, forward=108, backward=90, seconds=4.0)
+    assert (one.negations, one.negated) == ([head, conv1], [conv1])
+    before, *_ = standing(story()[:8]).unlearnings
+    assert (before.negations, before.negated, before.costs) == ([head], [], Costs(0, 0, 0, 0, 0.0))
 
 
 def test_told_late_a_request_does_not_go_back() -> None:
@@ -164,7 +175,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, Event]]:
             case "rotated":
                 events.append(Rotated("key", "signature"))
             case "enrolled":
-                events.append(Enrolled({str(number): "key" for number in range(len(events))}))
+                events.append(Enrolled({"a": "key", **{str(number): f"key {number}" for number in range(len(events))}}))
             case "file":
                 if (id := next(ids, None)) is not None:
                     events.append(filed(id))

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sqlite3
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from registers import KEY, MEMORY, NEXT, NODES, OPENED, Written, altered, key, rechained, steps, stored, written
+from registers import KEY, MEMORY, NEXT, NODES, OPENED, STEPS, Written, altered, key, rechained, steps, stored, written
 
-from fedunlearn.deletion.events import Acknowledged, Began, Done, Event, Filed, Rotated, Waited
-from fedunlearn.deletion.register import Head, Register, RegisterError
-from fedunlearn.deletion.signing import canonical
+from fedunlearn.deletion import register as module
+from fedunlearn.deletion.events import (
+    Acknowledged,
+    Began,
+    Done,
+    Enrolled,
+    Event,
+    Filed,
+    Instead,
+    Opened,
+    Recovered,
+    Refused,
+    Rotated,
+    RoundDone,
+    Started,
+    Waited,
+)
+from fedunlearn.deletion.register import Head, Register, RegisterError, reading
+from fedunlearn.deletion.signing import SigningKey, canonical
 from fedunlearn.deletion.statement import Scope, Signed, Statement
 from fedunlearn.deletion.verification import MOST_PROBLEMS, verify
 
@@ -128,6 +149,85 @@ def test_a_cut_off_end_is_found(story: list[str], data: st.DataObject) -> None:
         assert refuses_to_open(changed)
 
 
+def cuts(folder: Path) -> Iterator[Path]:
+    """Copies of a register that is being written: its log cut at each commit, and without its log."""
+    log = folder / "register.sqlite-wal"
+    raw = log.read_bytes() if log.exists() else b""
+    (page,) = struct.unpack(">I", raw[8:12]) if raw else (0,)
+    ends = range(32 + page + 24, len(raw) + 1, page + 24)  # a frame's head says after how many pages a commit ends
+    commits = [end for end in ends if struct.unpack_from(">I", raw, end - page - 20) != (0,)]
+    for number, end in enumerate([0, *commits]):
+        copy = folder.with_name(f"cut {number}")
+        shutil.copytree(folder, copy)
+        (copy / "register.sqlite-shm").unlink(missing_ok=True)
+        (copy / "register.sqlite-wal").write_bytes(raw[:end])
+        if not end:
+            (copy / "register.sqlite-wal").unlink()
+        yield copy
+        shutil.rmtree(copy)
+
+
+def heads(folder: Path) -> list[int]:
+    """Of how many events a signed head is anywhere in the files; Ed25519 gives the same signature each time."""
+    rows, register = stored(folder), Register.read(folder).head.register
+    raw = b"".join(path.read_bytes() for path in sorted(folder.glob("register.sqlite*")))
+    signatures = {count: Head.by(KEY, register, count, row[4]).signature for count, row in enumerate(rows, 1)}
+    return [count for count, signature in signatures.items() if signature.encode() in raw]
+
+
+@settings(max_examples=15)
+@given(steps())
+def test_the_log_has_no_older_head_to_cut_back_to(story: list[str]) -> None:
+    """While the server runs, after each thing that happens."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as place:
+        folder = Path(place) / "register"
+        with Register.create(folder, KEY, OPENED) as register:
+            for step in story:
+                STEPS[step](register, [])
+                for cut in cuts(folder):
+                    assert problems(cut) == []
+                    assert Register.read(cut).head == register.head
+                assert heads(folder) == [register.head.count]
+        assert heads(folder) == [register.head.count]
+
+
+@settings(max_examples=15)
+@given(steps(), st.integers(1, 4))
+def test_what_a_reader_holds_back_or_a_kill_leaves_can_be_cut_off_until_the_log_is_empty(
+    story: list[str], more: int
+) -> None:
+    """What remains possible, as it is written down: back to when the log was empty last, and no further."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_READERS", 1)
+        folder, killed = Path(place) / "register", Path(place) / "killed"
+        written(folder, story)
+        register = Register.open(folder, KEY)
+        before = register.head.count
+        with reading(folder):
+            for _ in range(more):
+                register.append(Waited("train", 1, "x"))
+            found = [(problems(cut), Register.read(cut).head.count) for cut in cuts(folder)]
+            assert found == [([], count) for count in range(before, before + more + 1)]
+            shutil.copytree(folder, killed)
+        register.append(Waited("train", 1, "x"))
+        assert heads(folder) == [before + more + 1]
+        register.close()
+        with Register.open(killed, KEY) as again:  # a server that was killed before the log was empty
+            assert again.head.count == before + more
+            assert heads(killed) == [before + more]
+            assert {Register.read(cut).head.count for cut in cuts(killed)} == {before + more}
+
+
+def test_a_register_that_is_closed_keeps_one_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each append was held back."""
+    with Register.create(tmp_path / "register", KEY, OPENED) as register, monkeypatch.context() as patch:
+        patch.setattr(module, "_empty_log", lambda connection: None)
+        for _ in range(3):
+            register.append(Waited("train", 1, "x"))
+        assert heads(tmp_path / "register") == [1, 2, 3, 4]
+    assert heads(tmp_path / "register") == [4]
+
+
 def test_a_register_without_events_is_found(tmp_path: Path) -> None:
     made = written(tmp_path / "register", ["round"])
     altered(made.folder, [], count=0, hash=Register.read(made.folder).head.register)
@@ -190,22 +290,77 @@ def test_a_history_that_was_gone_on_with_from_an_older_day_is_found_with_a_recei
         assert problems(old) == []
 
 
+def resigned(receipt: dict[str, Any], by: SigningKey, **changed: Any) -> dict[str, Any]:
+    """Another receipt, with a signature."""
+    server = {"key": by.public.text, "fingerprint": by.public.fingerprint}
+    content = deepcopy({**receipt, "server": server, **changed})
+    del content["signature"]
+    return {**content, "signature": by.sign("receipt", content)}
+
+
 def test_receipts_are_held_against_those_in_the_register(tmp_path: Path) -> None:
     made = written(tmp_path / "register", ["node", "answer"])
     (receipt,) = made.receipts
-    place = receipt["register"]
+    place, request = receipt["register"], receipt["request"]
 
     def said(**changed: object) -> str:
-        (problem,) = problems(made.folder, [{**receipt, **changed}])
+        (problem,) = problems(made.folder, [resigned(receipt, KEY, **changed)])
         return problem
 
     assert problems(made.folder, [json.loads(json.dumps(receipt))]) == []
-    assert "holds another one for the request" in said(audit={"status": "traces found"})
-    assert "has none for the request" in said(request={"id": "f" * 32})
+    assert "holds another one for the request" in said(audit={"status": "traces found", "sentence": "Some."})
+    assert "has none for the request" in said(request={**request, "id": "f" * 32})
     assert "is of the register abc, and this is another" in said(register={**place, "id": "abc"})
-    assert "names no place in a register" in said(register={**place, "count": True})
-    assert "names no place in a register" in said(register=7)
-    assert "names no place in a register" in problems(made.folder, [[]])[0]  # type: ignore[list-item]
+    assert "names no place in a register" in said(register={**place, "count": 0})
+    assert "this is a copy of an older day" in said(register={**place, "count": 999})
+
+
+def test_a_receipt_that_no_key_of_the_register_has_signed_accuses_nobody(tmp_path: Path) -> None:
+    made = written(tmp_path / "register", ["node", "answer"])
+    (receipt,) = made.receipts
+    later = {**receipt["register"], "count": 999}
+    foreign = "receipt 1 is not signed by a key that is trusted or that this register was signed with: not taken into"
+    named = f"receipt 1 is not signed by the key {KEY.public.fingerprint} that it names (the "
+    for forged, sentence in [
+        ({"request": receipt["request"], "register": later}, foreign),  # somebody's JSON
+        ([], foreign),
+        ({"server": {"key": [KEY.public.text]}}, foreign),
+        (resigned(receipt, key(), register=later), foreign),
+        ({**receipt, "register": later}, named),
+        ({**resigned(receipt, key(), register=later), "server": receipt["server"]}, named),
+    ]:
+        for keys in ([KEY.public], []):
+            found = verify(made.folder, keys, [forged])  # type: ignore[list-item]
+            assert found.problems == []
+            assert any(warning.startswith(sentence) for warning in found.warnings)
+            assert any("no receipt was given that counts" in warning for warning in found.warnings)
+        assert verify(made.folder, [KEY.public], [forged, receipt]).warnings == [  # type: ignore[list-item]
+            warning for warning in found.warnings if warning.startswith("receipt 1")
+        ]
+    assert "copy of an older day" in problems(made.folder, [resigned(receipt, KEY, register=later)])[0]
+
+
+def test_a_receipt_counts_that_a_key_from_before_or_a_trusted_one_from_later_has_signed(tmp_path: Path) -> None:
+    made = written(tmp_path / "register", ["node", "answer"])
+    old = made.copied(tmp_path / "old")
+    with Register.open(made.folder, KEY) as register:
+        register.rotate(NEXT)
+    assert verify(made.folder, [NEXT.public], made.receipts).warnings == []
+    later = resigned(made.receipts[0], NEXT, register={**made.receipts[0]["register"], "count": 999})
+    assert "copy of an older day" in verify(old, [KEY.public, NEXT.public], [later]).problems[0]
+    assert "not taken into account" in verify(old, [KEY.public], [later]).warnings[0]
+
+
+def test_a_simulations_register_is_said_to_be_one(tmp_path: Path) -> None:
+    with Register.create(tmp_path / "register", KEY, replace(OPENED, clients={})) as register:
+        stranger = Signed.by(key(), Statement.make(Scope("client"), "please"))
+        register.append(Filed(stranger.statement.id, "0", stranger.json))
+    found = verify(tmp_path / "register", [KEY.public])
+    assert found.problems == []
+    assert found.warnings[0].startswith("it is of a simulation: its clients are known by no key")
+    with Register.create(tmp_path / "deployed", KEY, OPENED) as register:
+        register.enrol({})  # whoever has left is still known by a key
+    assert not any("simulation" in warning for warning in verify(tmp_path / "deployed", [KEY.public]).warnings)
 
 
 @pytest.mark.parametrize("trusted", [KEY, NEXT])
@@ -219,9 +374,9 @@ def test_a_trusted_key_leads_to_the_one_that_follows_it_or_is_it(tmp_path: Path,
     assert "no key that is trusted" in verify(tmp_path / "register", [key().public]).problems[0]
 
 
-def forced(folder: Path, *events: Event, signing: Any = KEY) -> list[str]:
+def forced(folder: Path, *events: Event, signing: Any = KEY, opened: Opened = OPENED) -> list[str]:
     """What is found where a server with the key enters what no honest one would."""
-    with Register.create(folder, KEY, OPENED) as register:
+    with Register.create(folder, KEY, opened) as register:
         head = register.head
     rows = stored(folder)
     rows += [(0, rows[0][1], event.kind, canonical(asdict(event)), "") for event in events]
@@ -245,6 +400,10 @@ OTHERS = Signed.by(NODES["north"], Statement.make(Scope("client"), "please", cli
 SINGLE = Signed.by(KEY, Statement.make(Scope("instances"), "please"))
 FILED = Filed(ID, "north", A.json)
 BEGAN = Began(0, [ID], {}, "", "", None, {})
+OWN, RECOVERY = RoundDone("unlearn", 0, 0, "", "", []), RoundDone("recover", 0, 0, "", "", [])
+INSTEAD = Instead(0, {"name": "NoT"}, "nobody answered")
+LISTED = {name: node.public.text for name, node in NODES.items()}
+P384 = SigningKey(generate_private_key(SECP384R1())).public.text
 
 
 @pytest.mark.parametrize(
@@ -267,15 +426,87 @@ BEGAN = Began(0, [ID], {}, "", "", None, {})
         ((FILED, BEGAN, Done(ID, {})), "event 3 (done): its receipt is of another request than"),
         ((FILED, BEGAN, Done(ID, {"request": {"id": ID}})), "event 3 (done): its receipt: it names no place"),
         ((Acknowledged("0" * 32),), "event 1 (acknowledged): it does not fit those before it"),
+        ((Enrolled({"north": LISTED["south"]}),), "event 1 (enrolled): the key of the client north is or was south's"),
+        ((Enrolled({"south": LISTED["south"]}), Enrolled({"new": LISTED["north"]})), "client new is or was north's"),
+        ((Enrolled({**LISTED, "east": P384, "west": P384}),), "the key of the client west is or was east's"),
+        ((Enrolled({**LISTED, "east": KEY.public.text}),), "server's key stands on the list of clients, as east's"),
+        ((Enrolled({"north": "none"}),), "event 1 (enrolled): the key of the client north is none"),
+        ((Enrolled({"north": 7}),), "event 1 (enrolled): the key of the client north is none"),
+        ((Enrolled([]),), "event 1: a field holds what it cannot hold"),
+        ((INSTEAD,), "event 1 (instead): the unlearning 0 has not begun"),
+        ((FILED, BEGAN, replace(INSTEAD, unlearning=-1)), "event 3 (instead): the unlearning -1 has not begun"),
+        ((FILED, BEGAN, replace(INSTEAD, unlearning=[])), "event 3: a field holds what it cannot hold"),
+        ((FILED, BEGAN, OWN, RECOVERY, INSTEAD), "event 5 (instead): the unlearning 0 has come to its recovery"),
+        ((FILED, BEGAN, Recovered(0, "nobody"), INSTEAD), "event 4 (instead): the unlearning 0 has come to its recov"),
+        ((FILED, BEGAN, RECOVERY, OWN), "event 4 (round): the unlearning 0 was over, or had come to its recovery"),
+        ((FILED, BEGAN, Recovered(0, "limit"), RECOVERY), "event 4 (round): the unlearning 0 was over"),
+        ((replace(OWN, unlearning=None),), "event 1 (round): a round is of training, or of an unlearning"),
+        ((replace(OWN, carried={"teacher": "file"}),), "event 1 (round): a model that the method takes along is not"),
+        ((replace(OWN, carried={"teacher": ["file", 7]}),), "event 1 (round): a model that the method takes along is"),
+        ((replace(OWN, carried=None),), "event 1: a field holds what it cannot hold"),
+        ((Started({"most": 2}, {}), FILED, BEGAN), "event 3 (began): it began with another plan than the server had"),
+        ((Refused("0" * 32, "north", "no", A.json),), "event 1 (refused): its filer signed another id"),
+        ((Refused(ID, "north", "no", replace(A, signature="").json),), "(refused): it is not what its filer signed"),
+        ((Refused(ID, "north", "no", 7),), "event 1 (refused): it is not what its filer signed"),
         ((replace(BEGAN, requests=None),), "event 1: a field holds what it cannot hold"),
         ((Rotated("no key", ""),), "event 1 (rotated): the key .* has not signed which one follows it"),
     ],
 )
 def test_what_no_honest_server_enters_is_found(tmp_path: Path, events: tuple[Event, ...], sentence: str) -> None:
-    import re
-
     pattern = ".*".join(re.escape(part) for part in sentence.split(".*"))
     assert any(re.search(pattern, problem) for problem in forced(tmp_path / "register", *events))
+
+
+def test_a_list_of_clients_in_a_simulation_is_found(tmp_path: Path) -> None:
+    found = forced(tmp_path / "a", Enrolled(LISTED), opened=replace(OPENED, clients={}))
+    assert found[0] == "event 1 (enrolled): the register of a simulation has no list of clients"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [(P384, "the key of the server, SHA256:.*, is no Ed25519 key"), ("none", "the key of the server: this is no publ")],
+)
+def test_a_server_whose_key_is_no_servers_is_found(tmp_path: Path, text: str, sentence: str) -> None:
+    made = written(tmp_path / "opened", ["wait"])
+    rows, head = stored(made.folder), Register.read(made.folder).head
+    body = canonical(asdict(replace(OPENED, key=text)))
+    anew = rechained([(*rows[0][:3], body, ""), rows[1]], head.register)
+    altered(made.folder, anew, **asdict(Head.by(KEY, head.register, 2, anew[-1][4])))
+    assert re.match(rf"event 0 \(opened\): {sentence}", problems(made.folder)[0])
+    assert refuses_to_open(made.folder)
+
+
+@pytest.mark.parametrize("text", [P384, LISTED["north"], KEY.public.text], ids=["of a node", "of a client", "the same"])
+def test_a_server_may_change_to_no_clients_key_and_none_of_another_kind(tmp_path: Path, text: str) -> None:
+    """Signed by the one before, as only the server could."""
+    made = written(tmp_path / "register", [])
+    rows, head = stored(made.folder), Register.read(made.folder).head
+    rotated = Rotated(text, KEY.sign("rotation", {"register": head.register, "key": text}))
+    anew = rechained([*rows, (1, rows[0][1], "rotated", canonical(asdict(rotated)), "")], head.register)
+    signing = NODES["north"] if text == LISTED["north"] else KEY
+    altered(made.folder, anew, **asdict(Head.by(signing, head.register, 2, anew[-1][4])))
+    said = {
+        P384: ["is no Ed25519 key: the register is not to be trusted from here on"],
+        LISTED["north"]: ["(rotated): the server's new key is or was the client north's"],
+        KEY.public.text: [],
+    }[text]
+    found = problems(made.folder)
+    assert len(found) == len(said)
+    assert all(sentence in problem for sentence, problem in zip(said, found, strict=True))
+
+
+def test_a_servers_key_on_its_first_list_is_found(tmp_path: Path) -> None:
+    made = written(tmp_path / "register", [])
+    rows, head = stored(made.folder), Register.read(made.folder).head
+    body = canonical(asdict(replace(OPENED, clients={**LISTED, "east": KEY.public.text})))
+    anew = rechained([(*rows[0][:3], body, "")], head.register)
+    altered(made.folder, anew, **asdict(Head.by(KEY, head.register, 1, anew[-1][4])))
+    assert problems(made.folder) == ["event 0 (opened): the server's key stands on the list of clients, as east's"]
+
+
+def test_an_event_of_nothing_but_problems_is_not_read_to_its_end(tmp_path: Path) -> None:
+    found = forced(tmp_path / "a", Enrolled({str(number): "none" for number in range(10 * MOST_PROBLEMS)}))
+    assert len(found) == MOST_PROBLEMS + 1
 
 
 def test_a_request_that_its_filer_may_file_passes(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Raises:
 
 
 @pytest.mark.parametrize(
-    ("what", "error"),
+    ("what", "kind"),
     [
         ("diverged", "Diverged"),
         ("file", "FileNotFoundError"),
@@ -78,10 +78,11 @@ class Raises:
         ("long", "RuntimeError"),
     ],
 )
-def test_of_what_the_users_code_raises_the_kind_is_told_and_no_text(what: str, error: str) -> None:
+def test_of_what_the_users_code_raises_the_kind_alone_is_told(what: str, kind: str) -> None:
+    """Its text could name a patient, and would stand in other hospitals' receipts."""
     with pytest.raises(ClientError) as failed:
         list(over_flower(local_grid(1, programs=[Raises])).run(Raises(what), WEIGHTS, TURN))
-    assert str(failed.value) == f"client 0, train round 0: its own code failed ({error}): its log says why"
+    assert str(failed.value) == f"client 0, train round 0: its own code failed ({kind}): its log says why"
 
 
 def test_of_a_request_that_only_the_client_knows_not_even_an_errors_text_is_told(

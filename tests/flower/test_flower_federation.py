@@ -8,6 +8,7 @@ import pickletools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,26 @@ def test_training_negation_and_recovery_have_the_bits_of_one_machine(
     assert all(a.round.after.same_bits(b.round.after) for a, b in zip(here, over, strict=True))
 
 
-@pytest.fixture(scope="module", params=REQUESTS)
-def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Task]]:
     with pytest.MonkeyPatch.context() as patch:
         with_outbox(patch, MEANT)
         grid = local_grid(outbox=tmp_path_factory.mktemp("outbox"), values=True)
-        yield small_task(REQUESTS[request.param][0], over_flower(grid))
+        yield cache(lambda kind: small_task(REQUESTS[kind][0], over_flower(grid)))
+
+
+CASES = [
+    # Each method at one kind of request, and with --long at all.
+    pytest.param(method, kind, id=f"{method}-{kind}", marks=[] if (row + column) % 3 == 0 else [pytest.mark.long])
+    for row, method in enumerate(METHODS)
+    for column, kind in enumerate(REQUESTS)
+]
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_keeps_the_contract(method: Method, task: Task, check: str) -> None:
+@pytest.mark.parametrize(("method", "kind"), CASES)
+def test_keeps_the_contract(method: Method, kind: str, tasks: Callable[[str], Task], check: str) -> None:
+    task = tasks(kind)
     if not method.needs.whole_clients or task.circumstances.whole_clients:
         CHECKS[check](Case(method, task))
     else:

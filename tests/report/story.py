@@ -1,9 +1,11 @@
-"""A service of deletion requests, made up: four hospitals, two unlearnings, a stranger and a fault."""
+"""A service of deletion requests, made up: four hospitals, two unlearnings, a refusal and a fault.
+
+Rounds and unlearnings have the numbers of a register, from 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,6 +25,7 @@ from fedunlearn.deletion.events import (
     RoundDone,
     Waited,
 )
+from fedunlearn.deletion.register import Head
 
 Events = list[tuple[str, Event]]
 
@@ -33,14 +36,7 @@ WHOLE, CLASS, SINGLE = "a" * 32, "b" * 32, "c" * 32
 METHOD = {"name": "NoT", "kind": "fedunlearn.methods.negation:NoT", "options": {"layers": ["conv1"]}}
 
 
-@dataclass(frozen=True)
-class Head:
-    """As `fedunlearn.deletion.register` has it."""
-
-    register: str = "0123456789abcdef0123456789abcdef"
-    count: int = 41
-    hash: str = "f" * 64
-    key: str = "SHA256:" + "k" * 43
+HEAD = Head("0123456789abcdef0123456789abcdef", 41, "f" * 64, "SHA256:" + "k" * 43, "c2ln")
 
 
 class Clock:
@@ -98,31 +94,31 @@ def told(client: str = "hospital-2", reason: str = "the study is over") -> Event
     clock = Clock()
     about = {"method": METHOD, "training": {"rounds": 6, "lr": 0.05}, "network": "examples.net:Small", "seed": 0}
     clock.add(Opened(dict.fromkeys(HOSPITALS, "ecdsa-sha2-nistp384 AAAA"), SERVER, about))
-    for number in range(1, 7):
-        absent = {"hospital-4": "silent"} if number == 4 else {}
+    for number in range(6):
+        absent = {"hospital-4": "silent"} if number == 3 else {}
         if absent:
             clock.add(Fault("hospital-4", "silent", "no answer within 600 s, asked twice", "train", number))
         took = [one for one in HOSPITALS if one not in absent]
-        clock.add(done("train", number, None, 40.0 + 7 * number, took, absent))
+        clock.add(done("train", number, None, 47.0 + 7 * number, took, absent))
     clock.add(filed(WHOLE, client, "client", reason), Acknowledged(WHOLE))
     clock.add(filed(CLASS, None, "class:3", "an error in the labels", SERVER), Acknowledged(CLASS))
-    clock.add(Refused("d" * 32, None, "its key is on no list: only clients of this federation file requests"))
+    clock.add(Refused("d" * 32, None, "there is no client 'hospital-9' in this federation"))
     clock.add(Began(0, [WHOLE, CLASS], METHOD, "before", "checkpoints/train", 82.0, {}))
     stay = [one for one in HOSPITALS if one != "hospital-2"]
     conv1 = ["conv1.weight", "conv1.bias"]
-    clock.add(done("unlearn", 1, 0, 21.5, (), negations=[conv1]))
-    clock.add(done("recover", 1, 0, 60.0, stay, negations=[conv1]))
+    clock.add(done("unlearn", 0, 0, 21.5, (), negations=[conv1]))
+    clock.add(done("recover", 0, 0, 60.0, stay, negations=[conv1]))
     clock.add(filed(SINGLE, "hospital-3", "instances", "consent was withdrawn", data="deleted"), Acknowledged(SINGLE))
     clock.add(
-        done("recover", 2, 0, None, stay, negations=[conv1]), done("recover", 3, 0, 80.5, stay, negations=[conv1])
+        done("recover", 1, 0, None, stay, negations=[conv1]), done("recover", 2, 0, 80.5, stay, negations=[conv1])
     )
     clock.add(Recovered(0, "recovered"), Audited(0, judgement("traces found", "One of 2 clients found traces.")))
     clock.add(Done(WHOLE, receipt(WHOLE, "traces found")), Done(CLASS, receipt(CLASS, "traces found")))
     clock.add(Rotated(NEXT, "c2ln"))
     clock.add(Began(1, [SINGLE], METHOD, "before", "checkpoints/recover", 80.5, {}, [conv1]))
-    clock.add(done("unlearn", 1, 1, 18.0, (), negations=[conv1, conv1]))
-    clock.add(done("recover", 1, 1, 55.0, stay, negations=[conv1, conv1]))
-    clock.add(Waited("recover", 2, "1 of 3 clients answered, and 2 are needed"))
+    clock.add(done("unlearn", 0, 1, 18.0, (), negations=[conv1, conv1]))
+    clock.add(done("recover", 0, 1, 55.0, stay, negations=[conv1, conv1]))
+    clock.add(Waited("recover", 1, "1 of 3 clients answered, and 2 are needed"))
     return clock.events
 
 
@@ -147,10 +143,8 @@ def long(requests: int, rounds: int, size: int) -> Iterator[tuple[str, Event]]:
         clock.add(filed(id, HOSPITALS[number % 4], "client", "w" * 500), Acknowledged(id))
         clock.add(Began(number, [id], METHOD, "before", "checkpoints/train", 80.0, {}))
         for recovery in range(each - each // 2):
-            clock.add(
-                done("recover", recovery + 1, number, 70 + recovery % 10, HOSPITALS[:2], {"hospital-4": "silent"})
-            )
-            clock.add(Fault("hospital-4", "silent", "no answer", "recover", recovery + 1))
+            clock.add(done("recover", recovery, number, 70 + recovery % 10, HOSPITALS[:2], {"hospital-4": "silent"}))
+            clock.add(Fault("hospital-4", "silent", "no answer", "recover", recovery))
         clock.add(Recovered(number, "recovered"), Audited(number, judgement("nothing found", "Nothing was found.")))
         clock.add(Done(id, {**receipt(id), "rounds": "r" * size}))
         clock.add(Refused(id[:3], None, "no client"))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedunlearn.commands.options import Json, print_json
-
-if TYPE_CHECKING:
-    from fedunlearn.deletion.signing import PublicKey
 
 __all__ = ["keys"]
 
@@ -39,21 +36,14 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print the public half of a key, and its fingerprint."""
-    key = _public(file)
+    from fedunlearn.deletion.signing import public_half
+
+    key = public_half(file)
     if as_json:
         print_json({"key": key.text, "fingerprint": key.fingerprint})
         return
     print(key.text)
     print(f"fingerprint: {key.fingerprint}")
-
-
-def _public(file: Path) -> PublicKey:
-    from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey
-
-    try:
-        return PublicKey.load(file)
-    except KeyProblem:  # a private one, or none at all, which the next line says
-        return SigningKey.load(file).public
 
 
 @keys.command("rotate")
@@ -70,4 +60,5 @@ def rotate(
     with Register.open(register, SigningKey.load(key)) as opened:
         head = opened.rotate(following)
     print(f"{register} is signed with {head.key} from event {head.count - 1} on")
-    print(f"start the server with --key {new}, and give {new}.pub to whoever checks receipts")
+    print(f"before the server is started again, put {new} where its app looks for its key (keep {key}.pub)")
+    print(f"give {new}.pub to whoever checks receipts that are issued from now on")

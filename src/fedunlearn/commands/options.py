@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +25,7 @@ __all__ = [
     "complete_run",
     "input_shape",
     "print_json",
+    "writing",
 ]
 
 
@@ -73,6 +76,17 @@ def input_shape(text: str) -> tuple[int, ...]:
     if not all(size.strip().isdecimal() and int(size) for size in sizes):
         raise ValueError(f"--shape {text}: write the sizes of one input, such as 3,32,32")
     return tuple(map(int, sizes))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and why: the system names the one that is written first, beside it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} into: make it first") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def print_json(content: object) -> None:

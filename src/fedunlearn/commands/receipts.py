@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fedunlearn.amounts import printable
+from fedunlearn.commands.options import Json, print_json
+
 __all__ = ["receipt"]
 
 receipt = typer.Typer(name="receipt", help="Check a receipt of a deletion request, or read it.", no_args_is_help=True)
@@ -20,6 +23,7 @@ def verify_receipt(
     key: Annotated[
         Path, typer.Option(metavar="PUBLIC", help="The server's public key, from a source that you trust: a .pub file.")
     ],
+    as_json: Json = False,
 ) -> None:
     """Say whether a receipt is as the server signed it; nothing is asked of the server."""
     from fedunlearn.deletion.receipt import read, verify
@@ -27,11 +31,16 @@ def verify_receipt(
 
     content, public = read(file), PublicKey.load(key)
     problems = verify(content, public)
-    for problem in problems:
-        print(f"{file}: {problem}")
+    status = None if problems else content["audit"]["status"]
+    if as_json:
+        print_json({"receipt": str(file), "key": public.fingerprint, "problems": problems, "audit": status})
+    else:
+        for problem in problems:
+            print(f"{file}: {printable(problem)}")
     if problems:
         raise typer.Exit(1)
-    print(f"{file}: signed by {public.fingerprint}, unchanged; audit: {content['audit']['status']}")
+    if not as_json:
+        print(f"{file}: signed by {public.fingerprint}, unchanged; audit: {status}")
 
 
 @receipt.command("show")

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from fedunlearn.commands.options import writing
+
 __all__ = ["page"]
 
 _FILE = "register.html"
@@ -34,7 +36,9 @@ def page(
     serve: Annotated[
         bool, typer.Option("--serve", help="Write no file: show the page in a browser on this machine, always new.")
     ] = False,
-    port: Annotated[int, typer.Option(help="To serve on; 0: one that is free.", min=0, max=65535)] = 0,
+    port: Annotated[
+        int | None, typer.Option(help="With --serve: where; else one that is free.", min=0, max=65535)
+    ] = None,
 ) -> None:
     """Make one page of a register: requests and their states, quality over time, receipts, faults.
 
@@ -44,12 +48,15 @@ def page(
     if serve:
         if output is not None:
             raise ValueError("--serve writes no file: leave --output out")
-        _serve(folder, port)
+        _serve(folder, port or 0)
         return
+    if port is not None:
+        raise ValueError("--port is where a page is served: give --serve too, or leave it out")
     from fedunlearn.report.rendering import write
 
     path = output or folder / _FILE
-    write(path, made)
+    with writing(path):
+        write(path, made)
     print(f"page: {path}")
 
 
@@ -75,7 +82,11 @@ class _Server(ThreadingHTTPServer):
     """Shows a register's page to browsers on this machine, one at a time: matplotlib's settings are a process's."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        super().__init__((_HOST, port), _Handler)
+        try:
+            super().__init__((_HOST, port), _Handler)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"port {port} cannot be served on ({reason}): choose another --port") from None
         self.address = f"http://{_HOST}:{self.server_port}/"
         # A page elsewhere can have its own name lead to this machine, and would then read what this one shows.
         self.names = {f"{name}:{self.server_port}" for name in (_HOST, "localhost")}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedunlearn.commands.options import Json, print_json
+from fedunlearn.amounts import printable
+from fedunlearn.commands.options import Json, print_json, writing
+from fedunlearn.commands.register_standing import described, tell_standing
 
 if TYPE_CHECKING:
     from fedunlearn.deletion.outbox import Posted
-    from fedunlearn.deletion.signing import PublicKey, SigningKey
+    from fedunlearn.deletion.signing import PublicKey
     from fedunlearn.deletion.standing import Entry
 
 __all__ = ["requests"]
@@ -25,6 +27,7 @@ requests = typer.Typer(
 )
 
 _SHORT = 8  # digits of an id in a table
+_LONGEST = 500  # characters of a sentence with names in it
 
 Where = Annotated[Path, typer.Argument(metavar="DIR", help="A server's register, or an outbox.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="Of the request; its first digits will do.")]
@@ -55,11 +58,12 @@ def new_request(
     if outbox is not None:
         if client is not None:
             raise ValueError("a node files for itself alone: leave out --client, or give --register at the server")
+        _require_nodes(outbox, signing.public)
         filing = Outbox(outbox).file(scope, reason, signing, deleted=deleted)
     else:
         assert register is not None
         _require_operators(scope, client, deleted)
-        _require_key(register, signing)
+        _require_known(register, signing.public, client)
         filing = desk(register).file(scope, reason, signing, client=client)
     print(f"request {filing.id} {'was filed before' if filing.again else 'filed'}")
 
@@ -78,19 +82,31 @@ def list_requests(where: Where, as_json: Json = False) -> None:
 
     from fedunlearn.console import console
 
+    since = ("Since",) if _is_register(where) else ()  # an outbox does not know it
     table = Table(
-        "Request", "State", "Since", "Scope", "Client", "Reason", header_style="bold", box=None, pad_edge=False
+        "Request", "State", *since, "Scope", "Client", "Reason", header_style="bold", box=None, pad_edge=False
     )
     for row in rows:
         said = row.why if row.state == "refused" else row.reason
-        cells = (row.request[:_SHORT], row.state, row.since, row.scope, row.client or "", said)
-        table.add_row(*map(_printable, cells))
+        times = (row.since,) if since else ()
+        cells = (row.request[:_SHORT], row.state, *times, row.scope, row.client or "", said)
+        table.add_row(*map(printable, cells))
     console().print(table)
 
 
 @requests.command("show")
-def show_request(where: Where, request: Id, as_json: Json = False) -> None:
-    """All that is known of one request."""
+def show_request(
+    where: Where,
+    request: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="Of a request; its first digits will do. Without it: the service."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """All that is known of one request; or where a server's service stands: rounds, who was absent, faults."""
+    if request is None:
+        _show_service(where, as_json)
+        return
     row = _one(where, request)
     if as_json:
         print_json({**row.json, "receipt": row.receipt})
@@ -105,7 +121,7 @@ def show_request(where: Where, request: Id, as_json: Json = False) -> None:
         *([("receipt", f"fedunlearn requests export {where} {row.request} -o FILE")] if row.receipt else []),
     ]
     for name, text in lines:
-        print(f"{_printable(name):<15}{_printable(text)}")
+        print(f"{printable(name):<15}{printable(text)}")
 
 
 @requests.command("gone")
@@ -141,7 +157,8 @@ def export_receipt(
     row = _one(where, request)
     if row.receipt is None:
         raise ValueError(f"request {row.request} is {row.state}: there is a receipt once it is done")
-    write(row.receipt, output)
+    with writing(output):
+        write(row.receipt, output)
     print(f"receipt: {output}")
 
 
@@ -156,21 +173,29 @@ def verify_register(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A receipt of it, which shows an older register; several times."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Say whether a register is as its server wrote it: nothing changed, removed, reordered or cut off."""
     from fedunlearn.deletion.receipt import read
     from fedunlearn.deletion.signing import PublicKey
     from fedunlearn.deletion.verification import verify
 
-    keys, receipts = [PublicKey.load(path) for path in key or ()], {path: read(path) for path in receipt or ()}
-    found = verify(register, keys, list(receipts.values()))
-    for warning in (*found.warnings, *_doubts(receipts, keys)):
-        print(f"warning: {_printable(warning)}")
-    for problem in found.problems:
-        print(f"problem: {_printable(problem)}")
+    if not _is_register(register):  # a mistake, and no problem of a register
+        raise ValueError(f"there is no register in {register}: name the folder that the server writes")
+    keys, receipts = [PublicKey.load(path) for path in key or ()], [read(path) for path in receipt or ()]
+    found = verify(register, keys, receipts)
+    if as_json:
+        told = {"register": str(register), "events": found.events}
+        print_json({**told, "warnings": found.warnings, "problems": found.problems})
+    else:
+        for warning in found.warnings:
+            print(f"warning: {printable(warning)}")
+        for problem in found.problems:
+            print(f"problem: {printable(problem)}")
     if found.problems:
         raise typer.Exit(1)
-    print(f"{register}: {found.events} events, as its server wrote them")
+    if not as_json:
+        print(f"{register}: {found.events} events, as its server wrote them")
 
 
 @dataclass(frozen=True)
@@ -242,12 +267,26 @@ def _rows(where: Path) -> list[_Row]:
 
 def _one(where: Path, id: str) -> _Row:
     """The request whose id begins like this."""
+    if not id:
+        raise ValueError(f"say which request, by the first digits of its id: see `fedunlearn requests list {where}`")
     found = {row.request: row for row in _rows(where) if row.request and row.request.startswith(id)}
     if len(found) > 1 and id not in found:
         raise ValueError(f"{len(found)} requests begin with {id}: give more digits")
     if not found:
         raise ValueError(f"no request in {where} begins with {id}: see `fedunlearn requests list {where}`")
     return found[id] if id in found else next(iter(found.values()))
+
+
+def _show_service(where: Path, as_json: bool) -> None:
+    from fedunlearn.deletion.register import Register
+
+    if where.is_dir() and not _is_register(where):
+        raise ValueError(f"{where} is no register: say which request, see `fedunlearn requests list {where}`")
+    standing = Register.read(where).standing()
+    if as_json:
+        print_json(described(standing))
+    else:
+        print(tell_standing(standing))
 
 
 def _bound(where: Path, row: _Row) -> Iterator[tuple[str, str]]:
@@ -278,25 +317,24 @@ def _require_operators(scope: str, client: str | None, deleted: bool) -> None:
         raise ValueError("a class is forgotten wherever it is: leave out --client")
 
 
-def _require_key(register: Path, key: SigningKey) -> None:
-    """The server refuses what another key has signed; better to hear it now."""
+def _require_nodes(outbox: Path, key: PublicKey) -> None:
+    """What a node files has its own key, in a folder of its own."""
+    if not key.of_node:
+        raise ValueError("a node files with its SuperNode's key, and this is a server's: give the node's --key")
+    if _is_register(outbox.resolve().parent):
+        raise ValueError(
+            f"{outbox} is in a server's register: a node's outbox is elsewhere, the operator's is --register"
+        )
+
+
+def _require_known(register: Path, key: PublicKey, client: str | None) -> None:
+    """The server refuses what another key has signed, and whoever was never on its list; better to hear it now."""
     from fedunlearn.deletion.register import Register
 
-    force = Register.read(register).head.key
-    if key.public.fingerprint != force:
-        raise ValueError(f"the register's key is {force}, and you gave {key.public.fingerprint}: give the server's")
-
-
-def _doubts(receipts: Mapping[Path, Any], keys: Sequence[PublicKey]) -> Iterator[str]:
-    """Of receipts that none of these keys has signed."""
-    from fedunlearn.deletion.receipt import verify
-
-    for path, content in receipts.items():
-        problems = [verify(content, key) for key in keys]
-        if problems and all(problems):
-            yield f"{path}: {problems[0][0]}"
-
-
-def _printable(text: str) -> str:
-    """Without what could move a terminal's cursor: others have written it."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    known = Register.read(register)
+    if key.fingerprint != known.head.key:
+        raise ValueError(f"the register's key is {known.head.key}, and you gave {key.fingerprint}: give the server's")
+    enrolled = known.standing().enrolled  # nobody is on a simulation's list
+    if client is not None and enrolled and client not in enrolled:
+        told = f"no client {client} was ever on the list; there are {', '.join(sorted(enrolled))}"
+        raise ValueError(printable(told)[:_LONGEST])

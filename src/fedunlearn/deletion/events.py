@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 __all__ = [
+    "ENDED",
     "KINDS",
     "Acknowledged",
     "Audited",
@@ -217,9 +218,17 @@ class Recovered:
     why: Literal["recovered", "limit", "nobody"]
 
 
+ENDED: Mapping[str, str] = {
+    "recovered": "the stop rule was met",
+    "limit": "at the limit of rounds, before the stop rule was met",
+    "nobody": "nobody stays to recover with",  # whether the model is a new one the method says
+}
+"""Why recovery ended, in words."""
+
+
 @dataclass(frozen=True)
 class Audited:
-    """The audit of an unlearning: what `fedunlearn.audits.recognition.judged` gives, as plain values."""
+    """The audit of an unlearning: what `fedunlearn.audits.judgement.judged` gives, as plain values."""
 
     kind: ClassVar = "audited"
     unlearning: int

@@ -46,6 +46,7 @@ MOST_AT_ONCE = 1000
 """Requests of one message."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
+_REGISTER = "register.sqlite"  # which is never in an outbox
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SETTLED = ("done", "refused")
 _BEGUN = ("unlearning", "recovering", "verified", "done")
@@ -222,8 +223,11 @@ class Outbox:
 
         Raises:
             RequestProblem: the scope, the reason or the client is not as it must be.
-            OutboxError: the list of samples is not, or the folder cannot be written, or is open to others.
+            OutboxError: the list of samples is not, no reason is given, or the folder cannot be written, is open to
+                others, or is a server's register.
         """
+        if not reason.strip():
+            raise OutboxError("say why, in one line: the reason stands in the register and in the receipt")
         kind, _, file = scope.partition(":")
         if kind == "instances" and not file:
             raise OutboxError("say which samples: instances:FILE, a file with their places, one a line")
@@ -474,6 +478,8 @@ class Outbox:
             file.write(json.dumps(content).encode())
 
     def _make(self) -> None:
+        if (self.folder / _REGISTER).exists():
+            raise OutboxError(f"{self.folder} is a server's register, and no node's outbox: name another folder")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mode = self.folder.stat().st_mode

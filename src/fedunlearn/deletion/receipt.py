@@ -9,15 +9,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
-from fedunlearn.amounts import scaled, tell_bytes
+from fedunlearn.amounts import printable, scaled, tell_bytes, tell_percent
 from fedunlearn.atomic import write_json
-from fedunlearn.deletion.events import RoundDone, tell_method
+from fedunlearn.deletion.events import ENDED, RoundDone, tell_method
+from fedunlearn.deletion.register import Head
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey, canonical
 from fedunlearn.deletion.standing import Entry, Standing, State, Unlearning
 
-__all__ = ["CLAIM", "LONGEST", "STATUSES", "Head", "ReceiptProblem", "issue", "read", "tell", "verify", "write"]
+__all__ = ["CLAIM", "LONGEST", "STATUSES", "ReceiptProblem", "issue", "read", "tell", "verify", "write"]
 
 CLAIM = (
     "This receipt says what the server did and what was measured, and that neither was changed since it was signed. "
@@ -43,22 +44,6 @@ _ORDER = (
 
 class ReceiptProblem(ValueError):
     """There is no receipt to be read, or none to be issued; the sentence says what to do."""
-
-
-class Head(Protocol):
-    """How far a register has come."""
-
-    @property
-    def register(self) -> str:
-        """Its id."""
-
-    @property
-    def count(self) -> int:
-        """Events in it."""
-
-    @property
-    def hash(self) -> str:
-        """Of the last one."""
 
 
 def issue(standing: Standing, request: str, head: Head, key: SigningKey, at: str) -> dict[str, Any]:
@@ -155,7 +140,7 @@ def write(content: Mapping[str, Any], path: Path) -> None:
 
 
 def tell(content: Any) -> str:
-    """A receipt in lines for people; whether it is right only `verify` knows.
+    """A receipt in lines for people, who count from 1; whether it is right only `verify` knows.
 
     Raises:
         ReceiptProblem: it is none.
@@ -163,7 +148,7 @@ def tell(content: Any) -> str:
     problem = _misshapen(content)
     if problem is not None:
         raise ReceiptProblem(problem)
-    lines = [f"{_printable(name):<16}{_printable(text)}".rstrip() for name, text in _lines(content)]
+    lines = [f"{printable(name):<16}{printable(text)}".rstrip() for name, text in _lines(content)]
     return "\n".join(lines)
 
 
@@ -181,20 +166,15 @@ def _request(entry: Entry) -> dict[str, Any]:
 
 
 def _answered(one: Unlearning) -> dict[str, Any]:
-    own = [done for _, done in one.rounds if done.phase == "unlearn"]
-    before = one.began.negations
-    # What a method negates it negates in its own rounds; recovery hands the history on.
-    after = own[-1].negations if own else before
-    layers = after[len(before) :] if after[: len(before)] == before else after
     return {
         "unlearning": one.began.unlearning,
         "others": len(one.began.requests) - 1,  # not which: they are other people's
         "method": dict(one.began.method),
-        "layers": layers,
-        "signs": {"before": before, "after": after},
+        "layers": one.negated,
+        "signs": {"before": one.began.negations, "after": one.negations},
         "weights": {
             "before": one.began.before,
-            "after each own round": [done.model for done in own],
+            "after each own round": [done.model for done in one.own],
             "after recovery": one.rounds[-1][1].model if one.rounds else one.began.before,
         },
     }
@@ -202,9 +182,8 @@ def _answered(one: Unlearning) -> dict[str, Any]:
 
 def _recovery(one: Unlearning) -> dict[str, Any]:
     assert one.recovered is not None  # `issue` has seen to it
-    recovering = [done for _, done in one.rounds if done.phase == "recover"]
     return {
-        "rounds": len(recovering),
+        "rounds": len(one.recovery),
         "ended": one.recovered.why,
         "validation": {
             "before": one.began.validation,
@@ -224,14 +203,11 @@ def _round(done: RoundDone) -> dict[str, Any]:
 
 
 def _costs(one: Unlearning) -> dict[str, Any]:
-    rounds = [done for _, done in one.rounds]
+    costs = one.costs
     return {
-        "bytes": {"down": sum(done.bytes_down for done in rounds), "up": sum(done.bytes_up for done in rounds)},
-        "samples": {
-            "forward": sum(done.forward for done in rounds),
-            "backward": sum(done.backward for done in rounds),
-        },
-        "seconds": sum(done.seconds for done in rounds),
+        "bytes": {"down": costs.bytes_down, "up": costs.bytes_up},
+        "samples": {"forward": costs.forward, "backward": costs.backward},
+        "seconds": costs.seconds,
     }
 
 
@@ -253,11 +229,6 @@ class _OneOf:
     choices: tuple[Any, ...]
 
 
-_ENDED = {
-    "recovered": "the stop rule was met",
-    "limit": "as many rounds as were allowed",
-    "nobody": "nobody stays to recover with, and the model is a new one",
-}
 _COUNT = int
 _SIGNS = [[str]]
 _MAYBE_PERCENT = _OneOf((float, None))
@@ -280,7 +251,7 @@ _SHAPE = {
     },
     "recovery": {
         "rounds": _COUNT,
-        "ended": _OneOf(tuple(_ENDED)),
+        "ended": _OneOf(tuple(ENDED)),
         "validation": {"before": _MAYBE_PERCENT, "after": _MAYBE_PERCENT},
     },
     "rounds": [
@@ -358,7 +329,7 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     costs, register, weights = content["costs"], content["register"], content["answered"]["weights"]
     whom = "whoever holds it" if request["client"] is None else f"client {request['client']}"
     others = f", together with {answered['others']} more" if answered["others"] else ""
-    before, after = (_percent(recovery["validation"][name]) for name in ("before", "after"))
+    before, after = (tell_percent(recovery["validation"][name]) for name in ("before", "after"))
     took = {client for done in content["rounds"] for client in done["took part"]}
     absent = sum(len(done["absent"]) for done in content["rounds"])
     return [
@@ -369,14 +340,14 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Reason", request["reason"] or "none given"),
         ("Filed", f"{request['filed']}, with the key {request['key']}"),
         *((f"  {state}", content["times"][state]) for state in get_args(State) if state in content["times"]),
-        ("Answered", f"unlearning {answered['unlearning']}{others}, by {tell_method(answered['method'])}"),
+        ("Answered", f"unlearning {answered['unlearning'] + 1}{others}, by {tell_method(answered['method'])}"),
         ("Negated", _layers(answered["layers"])),
         ("  before", _layers(answered["signs"]["before"])),
         ("  after", _layers(answered["signs"]["after"])),
         ("Weights", f"{weights['before']} before"),
-        *(("", f"{model} after round {n}") for n, model in enumerate(weights["after each own round"], 1)),
+        *(("", f"{model} after unlearning round {n}") for n, model in enumerate(weights["after each own round"], 1)),
         ("", f"{weights['after recovery']} after recovery"),
-        ("Recovery", f"{recovery['rounds']} rounds, ended: {_ENDED[recovery['ended']]}"),
+        ("Recovery", f"{recovery['rounds']} rounds, ended: {ENDED[recovery['ended']]}"),
         ("Validation", f"{before} before, {after} after"),
         ("Took part", f"{len(took)} clients in {len(content['rounds'])} rounds, {absent} absences"),
         ("Costs", _priced(costs)),
@@ -405,17 +376,8 @@ def _priced(costs: Mapping[str, Any]) -> str:
     return f"{down} to clients, {up} from them; samples {passes}; {costs['seconds']:.1f} s"
 
 
-def _percent(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.2f} %"
-
-
 def _layers(negations: list[list[str]]) -> str:
     return "; then ".join(", ".join(names) for names in negations) or "nothing"
-
-
-def _printable(text: str) -> str:
-    """Without what could move a terminal's cursor or hide a word."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,9 +3,13 @@
 A folder: ``register.sqlite``, and ``checkpoints`` that the server writes beside it. An event's hash is taken over the
 event and the hash before it, so that no event can be changed, removed, inserted or moved without changing all later
 hashes; the last of them, and how many there are, are signed by the server's key. Only the newest of these heads is
-kept: whoever cuts off the end of a register and has not the key has no signed head for what is left. A copy of an
-older day is whole, though, and only a receipt of a later day shows that it is old
-(`fedunlearn.deletion.verification`).
+kept: whoever cuts off the end of a register and has not the key finds no signed head in it for what is left. So
+SQLite's write-ahead log, which would keep all of them, is emptied into the file after each append.
+
+An older head is there only in between: where a server was killed after an append and before the log was empty, or
+while somebody read the file just then. The log then holds the events since it was empty last, and whoever cuts these
+off has a whole register of a moment before; at most until the next append, the next start or the end. A copy of an
+older day, too, is whole. Only a receipt of a later day shows that either is old (`fedunlearn.deletion.verification`).
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,6 +47,7 @@ __all__ = [
     "Row",
     "reading",
     "rows",
+    "server_key",
     "stored_head",
     "succeeded",
 ]
@@ -54,6 +59,8 @@ _FILE = "register.sqlite"
 _LOCK = "register.lock"
 _HOLDER = "register.holder.json"
 _CHECKPOINTS = "checkpoints"
+_PATIENCE = 5000  # milliseconds to wait for another program that writes
+_READERS = 100  # likewise for those who read, before the log is left for the next time
 
 _EVENTS = """CREATE TABLE events (
   number INTEGER PRIMARY KEY, at TEXT NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL, hash TEXT NOT NULL)"""
@@ -217,12 +224,12 @@ class Register:
         """Make a register, whose first event says whose it is.
 
         Args:
-            folder: where; made for this user's eyes only if it is not there.
+            folder: where; made for this user's eyes only if it is not there, and nobody else may write to it.
             key: the server's.
             opened: the first event; its key is the public half of ``key``.
 
         Raises:
-            RegisterError: there is a register already, or the folder cannot be written to.
+            RegisterError: there is a register already, the folder cannot be written to, or others can write to it too.
         """
         _require_server(key)
         if key.public.text in opened.clients.values():
@@ -238,6 +245,7 @@ class Register:
                 for _, table in _TABLES:
                     connection.execute(table)
                 _write(connection, [first], Head.by(key, register, 1, first.hash))
+            _empty_log(connection)
             return cls(folder, key, connection, held.pop_all())
 
     @classmethod
@@ -245,13 +253,14 @@ class Register:
         """Open a register to go on writing it.
 
         Raises:
-            RegisterError: there is none, another process writes it, it is damaged or was changed by somebody
-                without the key, or ``key`` is not the one that signs it.
+            RegisterError: there is none, another process writes it, others can write to it, it is damaged or was
+                changed by somebody without the key, or ``key`` is not the one that signs it.
         """
         _require(folder)
         with ExitStack() as held:
             connection = _opened(folder, "rw", held)
             register = cls(folder, key, connection, held)
+            _empty_log(connection)  # a server that was killed has not
             held.pop_all()
             return register
 
@@ -327,12 +336,12 @@ class Register:
             clients: the public key of each, of all.
 
         Raises:
-            RegisterError: this is a simulation's register, a key on the list was another client's or is the server's,
-                or the disk does not take the event.
+            RegisterError: this is a simulation's register, a key on the list was another client's or is or was the
+                server's, or the disk does not take the event.
         """
         if clients == self._standing.clients:
             return self._head
-        if self._key.public.text in clients.values():
+        if not self._servers.isdisjoint(clients.values()):
             raise RegisterError("the server's key stands on the list of clients: each needs one of its own")
         return self._enter([Enrolled(dict(clients))], self._key)
 
@@ -340,10 +349,10 @@ class Register:
         """Sign with another key from here on; the old one says that it is followed by this one.
 
         Raises:
-            RegisterError: it is the same key, or the disk does not take the event.
+            RegisterError: it is the same key, a client's or no Ed25519 key, or the disk does not take the event.
         """
         _require_server(new)
-        if new.public.text in self._standing.enrolled:
+        if new.public.text in self._standing.holders:
             raise RegisterError("this is a client's key: make another with `fedunlearn keys new`")
         if new.public == self._key.public:
             raise RegisterError("the register is signed with this key already: make another with `fedunlearn keys new`")
@@ -354,6 +363,7 @@ class Register:
 
     def close(self) -> None:
         """Let another process write it."""
+        _empty_log(self._connection)
         self._held.close()
 
     def __enter__(self) -> Register:
@@ -381,7 +391,15 @@ class Register:
             self._head, self._standing = self._loaded()  # some of them may have been folded in
             raise
         self._head = head
+        _empty_log(self._connection)
         return head
+
+    @property
+    def _servers(self) -> set[str]:
+        """All keys that sign it or have signed it."""
+        opened = self._standing.opened
+        assert opened is not None, "a register begins with the event that says whose it is"
+        return {opened.key, *(rotated.key for _, rotated in self._standing.rotations)}
 
     def _loaded(self) -> tuple[Head, Standing]:
         with _told(self._folder):
@@ -395,7 +413,7 @@ class Register:
 
 
 def _require_server(key: SigningKey) -> None:
-    if not key.public.ed25519:
+    if key.public.of_node:
         raise RegisterError(
             "a server signs with an Ed25519 key, and this is a node's: make one with `fedunlearn keys new`"
         )
@@ -447,18 +465,26 @@ def succeeded(register: str, key: PublicKey, rotated: Rotated) -> PublicKey:
     """The key that signs the register with this id after ``key``.
 
     Raises:
-        RegisterError: ``key`` has not signed that it is followed by that one.
+        RegisterError: ``key`` has not signed that it is followed by that one, or that is no server's.
     """
     if not key.verified("rotation", {"register": register, "key": rotated.key}, rotated.signature):
         raise RegisterError(f"the key {key.fingerprint} has not signed which one follows it")
-    return _public(rotated.key)
+    return server_key(rotated.key)
 
 
-def _public(text: object) -> PublicKey:
+def server_key(text: object) -> PublicKey:
+    """Read the public key that an event gives a server.
+
+    Raises:
+        RegisterError: it is none, or none with which a server signs.
+    """
     try:
-        return PublicKey.of(str(text))
+        key = PublicKey.of(str(text))
     except KeyProblem as error:
         raise RegisterError(f"the key of the server: {error}") from None
+    if key.of_node:
+        raise RegisterError(f"the key of the server, {key.fingerprint}, is no Ed25519 key")
+    return key
 
 
 def _checked(folder: Path, connection: sqlite3.Connection) -> tuple[Head, list[Entered], PublicKey]:
@@ -472,7 +498,7 @@ def _checked(folder: Path, connection: sqlite3.Connection) -> tuple[Head, list[E
                 raise RegisterError(f"event {number} is not as it was entered")
             event, previous = row.event(), row.hash
             if isinstance(event, Opened):
-                force = force or _public(event.key)
+                force = force or server_key(event.key)
             if isinstance(event, Rotated) and force is not None:
                 force = succeeded(head.register, force, event)
             entered.append(Entered(number, row.at, event, row.hash))
@@ -498,6 +524,8 @@ def _folded(folder: Path, entered: Iterable[Entered]) -> Standing:
 def _fold(whole: Standing, one: Entered) -> None:
     try:
         fold(whole, one.at, one.event)
+    except EventProblem as error:
+        raise RegisterError(f"event {one.number} ({one.event.kind}) does not fit those before it: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError):
         raise RegisterError(f"event {one.number} ({one.event.kind}) does not fit those before it") from None
 
@@ -541,7 +569,10 @@ def _opened(folder: Path, mode: str, held: ExitStack) -> sqlite3.Connection:
     """Lock the folder and open the file to write; ``held`` ends both."""
     with _told(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who asked for what, and why, is nobody else's business
-        (folder / _CHECKPOINTS).mkdir(exist_ok=True)
+        _require_own(folder)
+        (folder / _CHECKPOINTS).mkdir(mode=0o755, exist_ok=True)
+        if mode == "rwc":
+            (folder / _FILE).touch(mode=0o644)  # SQLite's own would be open to whom the umask lets write
         try:
             held.enter_context(FileLock(folder / _LOCK).acquire(timeout=0))
         except Timeout:
@@ -553,9 +584,29 @@ def _opened(folder: Path, mode: str, held: ExitStack) -> sqlite3.Connection:
                 f"{folder} is on a disk without shared memory (a network's): keep the register elsewhere"
             )
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")  # the head before is not to be found in the file
         if mode == "rw":
             _require_tables(folder, connection)
         return connection
+
+
+def _require_own(folder: Path) -> None:
+    """That nobody else can write to it; who may read it is the operator's business."""
+    if os.name != "posix" or not folder.stat().st_mode & 0o077:  # nobody else comes in
+        return
+    for path in (folder, folder / _CHECKPOINTS, folder / _FILE):
+        if path.exists() and path.stat().st_mode & 0o022:
+            raise RegisterError(f"others can write to the register, at {path}: chmod go-w {path}")
+
+
+def _empty_log(connection: sqlite3.Connection) -> None:
+    """Bring all that is in the log into the file; where somebody is reading, the next time does it."""
+    with suppress(sqlite3.Error):  # what was entered is safe in the log: a full disk is for the next append to tell
+        connection.execute(f"PRAGMA busy_timeout = {_READERS}")
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {_PATIENCE}")
 
 
 def _holder(folder: Path) -> str:
@@ -567,7 +618,8 @@ def _holder(folder: Path) -> str:
 
 
 def _connected(file: Path, mode: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+    address = f"{file.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(address, _PATIENCE / 1000, uri=True, isolation_level=None)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_EVENT + 2**16)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")

@@ -17,7 +17,8 @@ from typing import Any, Literal, Self
 import torch
 
 from fedunlearn.architecture import Architecture
-from fedunlearn.audits.recognition import Recognised, Recognition, judged
+from fedunlearn.audits.judgement import judged
+from fedunlearn.audits.recognition import Recognised, Recognition
 from fedunlearn.backends.metered import Ledger, Metered
 from fedunlearn.backends.sampled import Sampled
 from fedunlearn.backends.wire import encode

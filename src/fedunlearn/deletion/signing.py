@@ -31,11 +31,12 @@ except ModuleNotFoundError:
 
 from fedunlearn.atomic import atomic_write
 
-__all__ = ["KeyProblem", "PublicKey", "Purpose", "SigningKey", "canonical", "sha256"]
+__all__ = ["KeyProblem", "PublicKey", "Purpose", "SigningKey", "canonical", "public_half", "sha256"]
 
 Purpose = Literal["hello", "request", "head", "receipt", "rotation"]
 
 _LONGEST_KEY_FILE = 16_384  # bytes; a P-384 key takes 300
+_PRIVATE = "PRIVATE KEY"  # in the first line of a private key, in PEM and in OpenSSH's form
 
 
 class KeyProblem(ValueError):
@@ -97,7 +98,7 @@ class PublicKey:
             KeyProblem: there is none, or it holds no public key.
         """
         text = _contents(path).decode(errors="replace")
-        if "PRIVATE KEY" in text:
+        if _PRIVATE in text:
             raise KeyProblem(f"{path} holds a private key: give the public one, {path}.pub")
         try:
             return cls.of(text)
@@ -105,9 +106,9 @@ class PublicKey:
             raise KeyProblem(f"{path}: {error}") from None
 
     @property
-    def ed25519(self) -> bool:
-        """Whether it is of a server's kind, and not of a node's."""
-        return self.text.startswith("ssh-ed25519 ")
+    def of_node(self) -> bool:
+        """Whether a SuperNode can have it, which needs an elliptic curve; a server's is Ed25519."""
+        return not self.text.startswith("ssh-ed25519 ")
 
     @property
     def fingerprint(self) -> str:
@@ -149,8 +150,8 @@ class SigningKey:
             node: whether it is a SuperNode's, for which Flower wants the curve P-384; else a server's.
 
         Raises:
-            KeyProblem: there is a file already.
-            OSError: the folder cannot be written.
+            KeyProblem: there is a file already, or the folder is not there or cannot be written.
+            OSError: the disk is full.
         """
         key = generate_private_key(SECP384R1()) if node else Ed25519PrivateKey.generate()
         made = cls(key)
@@ -160,6 +161,10 @@ class SigningKey:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             raise KeyProblem(f"{path} is there already: a key is never overwritten, choose another name") from None
+        except FileNotFoundError:
+            raise KeyProblem(f"there is no folder {path.parent} to keep a key in: make it first") from None
+        except OSError as error:
+            raise KeyProblem(f"the key {path} cannot be written: {error.strerror or error}") from None
         with open(descriptor, "wb") as file:
             file.write(private)
             file.flush()
@@ -176,8 +181,6 @@ class SigningKey:
             KeyProblem: there is none, others can read it, or it is no such key.
         """
         raw = _contents(path)
-        if os.name == "posix" and path.stat().st_mode & 0o077:
-            raise KeyProblem(f"others can read the private key {path}: chmod 600 {path}")
         try:
             openssh = b"BEGIN OPENSSH" in raw
             load = serialization.load_ssh_private_key if openssh else serialization.load_pem_private_key
@@ -186,6 +189,8 @@ class SigningKey:
             key = None
         if not isinstance(key, Ed25519PrivateKey | EllipticCurvePrivateKey):
             raise KeyProblem(f"{path} holds no private key without a password: make one with `fedunlearn keys new`")
+        if os.name == "posix" and path.stat().st_mode & 0o077:  # only now: nobody is to chmod what is no key
+            raise KeyProblem(f"others can read the private key {path}: chmod 600 {path}")
         return cls(key)
 
     @property
@@ -203,6 +208,16 @@ class SigningKey:
         return base64.b64encode(raw).decode()
 
 
+def public_half(path: Path) -> PublicKey:
+    """The public key of a file, whichever half of the key it holds.
+
+    Raises:
+        KeyProblem: it holds neither, or a private one that others can read.
+    """
+    private = _PRIVATE in _contents(path).decode(errors="replace")
+    return SigningKey.load(path).public if private else PublicKey.load(path)
+
+
 def _message(purpose: Purpose, content: Any) -> bytes:
     return b"fedunlearn " + purpose.encode() + b"\n" + canonical(content)
 
@@ -218,3 +233,5 @@ def _contents(path: Path) -> bytes:
             return file.read(_LONGEST_KEY_FILE)
     except FileNotFoundError:
         raise KeyProblem(f"there is no key {path}: make one with `fedunlearn keys new`") from None
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise KeyProblem(f"{path} cannot be read as a key: {getattr(error, 'strerror', None) or error}") from None

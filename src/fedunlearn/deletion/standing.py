@@ -26,7 +26,7 @@ from fedunlearn.deletion.events import (
     Waited,
 )
 
-__all__ = ["Entry", "Standing", "State", "Unlearning", "fold", "standing"]
+__all__ = ["Costs", "Entry", "Standing", "State", "Unlearning", "fold", "standing"]
 
 State = Literal["filed", "acknowledged", "unlearning", "recovering", "verified", "done", "refused"]
 
@@ -45,7 +45,7 @@ class Entry:
         state: filed (entered), acknowledged (and its filer told), unlearning, recovering, verified (audited, or found
             that nothing can be audited), done (a receipt was issued), refused.
         times: when it came into each state, as the server's clock said.
-        unlearning: number of the one that answers it.
+        unlearning: number of the one that answers it, from 0.
         why: it was refused.
         receipt: in full.
     """
@@ -76,6 +76,17 @@ class Entry:
         return self.state in ("done", "refused")
 
 
+@dataclass(frozen=True)
+class Costs:
+    """Of several rounds together; each as in `fedunlearn.deletion.events.RoundDone`."""
+
+    bytes_down: int
+    bytes_up: int
+    forward: int
+    backward: int
+    seconds: float
+
+
 @dataclass
 class Unlearning:
     """One unlearning, of one request or several.
@@ -94,6 +105,39 @@ class Unlearning:
     recovered: Recovered | None = None
     judgement: dict[str, Any] | None = None
     done: bool = False
+
+    @property
+    def own(self) -> list[RoundDone]:
+        """The method's own rounds, the negation being the first."""
+        return [done for _, done in self.rounds if done.phase == "unlearn"]
+
+    @property
+    def recovery(self) -> list[RoundDone]:
+        """The rounds of its recovery."""
+        return [done for _, done in self.rounds if done.phase == "recover"]
+
+    @property
+    def negations(self) -> list[list[str]]:
+        """The model's sign history after the method's own rounds: recovery hands it on as it is."""
+        return self.own[-1].negations if self.own else self.began.negations
+
+    @property
+    def negated(self) -> list[list[str]]:
+        """What its own rounds added to that history; a new model has none of the old one's."""
+        before, after = self.began.negations, self.negations
+        return after[len(before) :] if after[: len(before)] == before else after
+
+    @property
+    def costs(self) -> Costs:
+        """Of all its rounds."""
+        rounds = [done for _, done in self.rounds]
+        return Costs(
+            sum(done.bytes_down for done in rounds),
+            sum(done.bytes_up for done in rounds),
+            sum(done.forward for done in rounds),
+            sum(done.backward for done in rounds),
+            sum(done.seconds for done in rounds),
+        )
 
 
 @dataclass

@@ -1,20 +1,37 @@
 """Whether a register is what its server wrote: for whoever has the folder, and knows the server's public key.
 
-Without the server's key nothing in a register can be changed, removed, inserted, reordered or cut off unnoticed. A copy
-of an older day is whole, and shows as such only beside a receipt of a later one. Whoever has the server's key can write
-another history and sign it: only receipts that were handed out before tell against it. Models in ``checkpoints`` are
-not looked at.
+Without the server's key nothing in a register can be changed, removed, inserted or reordered unnoticed. Nor can its end
+be cut off, but for one thing: where SQLite's log (``register.sqlite-wal``) is not empty, the events in it can be. It is
+empty after each append, unless somebody read just then or the server was killed in that instant; then it holds what was
+entered since it was empty last. A copy of an older day is whole. Both show only beside a receipt of a later moment.
+Whoever has the server's key can write another history and sign it: only receipts that were handed out before tell
+against it. Models in ``checkpoints`` are not looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedunlearn.deletion.events import Began, Done, Enrolled, Event, Filed, Opened, Rotated
-from fedunlearn.deletion.register import Head, RegisterError, Row, reading, rows, stored_head, succeeded
+from fedunlearn.deletion.events import (
+    Began,
+    Done,
+    Enrolled,
+    Event,
+    Filed,
+    Instead,
+    Opened,
+    Recovered,
+    Refused,
+    Rotated,
+    RoundDone,
+    Started,
+)
+from fedunlearn.deletion.receipt import verify as receipt_problems
+from fedunlearn.deletion.register import Head, RegisterError, Row, reading, rows, server_key, stored_head, succeeded
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, canonical
 from fedunlearn.deletion.standing import Standing, fold
 from fedunlearn.deletion.statement import RequestProblem, Scope, Signed
@@ -52,8 +69,8 @@ def verify(folder: Path, keys: Sequence[PublicKey] = (), receipts: Sequence[Mapp
         folder: of the register.
         keys: the server's public keys, from a source that is trusted; the newest says most, since whoever got hold of
             one that was rotated away can still sign with it. Without any, the register's own first key is taken.
-        receipts: that the server handed out, as plain values; whether they are genuine `fedunlearn receipt verify`
-            tells.
+        receipts: that the server handed out, as plain values. One counts only if it is signed by one of ``keys`` or a
+            key that the register was ever signed with; any other is a warning.
 
     Returns:
         What was found; nothing is raised, whatever the folder holds.
@@ -69,11 +86,19 @@ def verify(folder: Path, keys: Sequence[PublicKey] = (), receipts: Sequence[Mapp
     except RegisterError as error:
         return Verification([str(error)], [], 0, None)
     looking.end(keys)
-    for number, receipt in enumerate(receipts, 1):
-        looking.problems += looking.against(f"receipt {number}", receipt)
     warnings = [] if keys else [looking.untrusted]
-    if not receipts:
-        warnings.append("no receipt was given: a copy of an older day would look the same; give a recent one")
+    if looking.servers and not looking.holders:
+        warnings.append("it is of a simulation: its clients are known by no key, and anybody could have filed")
+    counted = 0
+    for number, receipt in enumerate(receipts, 1):
+        if doubt := looking.doubt(receipt, keys):
+            warnings.append(f"receipt {number} {doubt}: not taken into account")
+        else:
+            looking.problems += looking.against(f"receipt {number}", receipt)
+            counted += 1
+    if not counted:
+        which = "no receipt was given that counts" if receipts else "no receipt was given"
+        warnings.append(f"{which}: a copy of an older day would look the same; give a recent one")
     return looking.found(warnings)
 
 
@@ -88,8 +113,11 @@ class _Looking:
         last: number of the last event.
         servers: the server's keys, in the order in which they signed.
         clients: the list of clients in force, with their keys.
+        holders: the client of each key that was ever on it; none in a simulation.
         filed: ids of requests that were entered.
         begun: ids of requests that an unlearning has begun to answer.
+        plan: what the server said last that it does.
+        phases: of each unlearning, how far it has come.
         receipts: those that were issued, by the request's id.
         standing: None: an event did not fit those before it.
     """
@@ -100,8 +128,11 @@ class _Looking:
     last: int = -1
     servers: list[PublicKey] = field(default_factory=list)
     clients: Mapping[str, str] = field(default_factory=dict)
+    holders: dict[str, str] = field(default_factory=dict)
     filed: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
+    plan: Mapping[str, Any] | None = None
+    phases: dict[int, str] = field(default_factory=dict)
     receipts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     standing: Standing | None = field(default_factory=Standing)
 
@@ -114,7 +145,7 @@ class _Looking:
         self.hashes[row.number], self.last = str(row.hash), row.number
         try:
             event = row.event()
-            for problem in self._wrong(row, event):
+            for problem in islice(self._wrong(row, event), MOST_PROBLEMS):
                 self.problems.append(f"event {row.number} ({event.kind}): {problem}")
         except RegisterError as error:
             self.problems.append(f"{error}: ask whoever runs the server for the register as it was written")
@@ -157,6 +188,15 @@ class _Looking:
                 f"no key that is trusted ({ours}) has signed the register or leads to the one that has "
                 f"({self.head.key[:_SHOWN]}): it is another server's, or was written anew"
             )
+
+    def doubt(self, receipt: object, keys: Sequence[PublicKey]) -> str | None:
+        """Why a receipt proves nothing; None: whoever signs this register has signed it."""
+        known = {key.text: key for key in (*keys, *self.servers)}
+        signer = known.get(str(_value(receipt, "server", "key")))
+        if signer is None:
+            return "is not signed by a key that is trusted or that this register was signed with"
+        found = receipt_problems(receipt, signer)
+        return f"is not signed by the key {signer.fingerprint} that it names ({found[0]})" if found else None
 
     def against(self, name: str, receipt: object) -> Iterator[str]:
         """What a receipt says that the register does not."""
@@ -210,13 +250,23 @@ class _Looking:
             case Opened():
                 yield from self._open(event)
             case Enrolled():
-                self.clients = event.clients
+                yield from self._enrolled(event)
+            case Started():
+                self.plan = event.plan
             case Rotated():
                 yield from self._rotate(event)
             case Filed():
                 yield from self._filed(event)
             case Began():
                 yield from self._began(event)
+            case Instead():
+                yield from self._instead(event)
+            case RoundDone():
+                yield from self._round(event)
+            case Recovered():
+                self.phases[event.unlearning] = "recovered"
+            case Refused():
+                yield from self._refused(event)
             case Done():
                 yield from self._done(row.number, event)
         if self.standing is not None:
@@ -229,11 +279,32 @@ class _Looking:
     def _open(self, event: Opened) -> Iterator[str]:
         if self.servers:
             return
-        self.clients = event.clients
         try:
-            self.servers.append(PublicKey.of(str(event.key)))
-        except KeyProblem as error:
-            yield f"the server's key: {error}"
+            self.servers.append(server_key(event.key))
+        except RegisterError as error:
+            yield f"{error}: the register is not to be trusted"
+        yield from self._listed(event.clients)
+
+    def _enrolled(self, event: Enrolled) -> Iterator[str]:
+        if not self.holders:
+            yield "the register of a simulation has no list of clients"
+        if not event.clients:
+            yield "the list of clients is empty"
+        yield from self._listed(event.clients)
+
+    def _listed(self, clients: Mapping[str, str]) -> Iterator[str]:
+        self.clients = clients
+        servers = {key.text for key in self.servers}
+        for client, text in clients.items():
+            try:
+                key = PublicKey.of(str(text)).text
+            except KeyProblem:
+                yield f"the key of the client {client[:_SHOWN]} is none"
+                continue
+            if key in servers:
+                yield f"the server's key stands on the list of clients, as {client[:_SHOWN]}'s"
+            if (holder := self.holders.setdefault(key, client)) != client:
+                yield f"the key of the client {client[:_SHOWN]} is or was {holder[:_SHOWN]}'s"
 
     def _rotate(self, event: Rotated) -> Iterator[str]:
         if not self.servers:
@@ -242,6 +313,9 @@ class _Looking:
             self.servers.append(succeeded(self.head.register, self.servers[-1], event))
         except RegisterError as error:
             yield f"{error}: the register is not to be trusted from here on"
+            return
+        if self.servers[-1].text in self.holders:
+            yield f"the server's new key is or was the client {self.holders[self.servers[-1].text][:_SHOWN]}'s"
 
     def _filed(self, event: Filed) -> Iterator[str]:
         if event.request in self.filed:
@@ -261,15 +335,14 @@ class _Looking:
             )
 
     def _entitled(self, event: Filed, signed: Signed) -> bool:
-        clients = self.clients
-        if not clients:
+        if not self.holders:
             return True  # a simulation, whose nodes are not known by keys
         if signed.key in {key.text for key in self.servers}:
             alone = Scope.of(signed.statement.scope).kind == "instances"  # which its holder alone can name
             return signed.statement.client == event.client and not alone
         if event.client is None or signed.statement.client not in (None, event.client):
             return False
-        return _same_key(clients.get(event.client), signed.key)
+        return _same_key(self.clients.get(event.client), signed.key)
 
     def _began(self, event: Began) -> Iterator[str]:
         for request in event.requests:
@@ -278,6 +351,43 @@ class _Looking:
             if request in self.begun:
                 yield f"the request {request[:_SHOWN]} is answered by another unlearning already"
             self.begun.add(request)
+
+        if self.plan is not None and not _same(event.plan, self.plan):
+            yield "it began with another plan than the server had started with"
+        self.phases.setdefault(event.unlearning, "unlearn")
+
+    def _instead(self, event: Instead) -> Iterator[str]:
+        match self.phases.get(event.unlearning):
+            case None:
+                yield f"the unlearning {str(event.unlearning)[:_SHOWN]} has not begun"
+            case "unlearn":
+                pass
+            case _:
+                yield f"the unlearning {event.unlearning} has come to its recovery, and cannot begin again"
+
+    def _round(self, event: RoundDone) -> Iterator[str]:
+        if not all(_file_and_digest(carried) for carried in event.carried.values()):
+            yield "a model that the method takes along is not told by its file and its digest"
+        if (event.phase == "train") != (event.unlearning is None):
+            yield "a round is of training, or of an unlearning"
+        if event.unlearning is None:
+            return
+        before = self.phases.get(event.unlearning)
+        if before == "recovered" or (before == "recover" and event.phase == "unlearn"):
+            yield f"the unlearning {event.unlearning} was over, or had come to its recovery"
+        elif before is not None:
+            self.phases[event.unlearning] = event.phase
+
+    def _refused(self, event: Refused) -> Iterator[str]:
+        if event.signed is None:
+            return
+        try:
+            signed = Signed.of(event.signed)
+        except RequestProblem as error:
+            yield f"it is not what its filer signed: {error}"
+            return
+        if event.request not in ("", signed.statement.id):
+            yield f"its filer signed another id, {signed.statement.id}"
 
     def _done(self, number: int, event: Done) -> Iterator[str]:
         if event.request not in self.begun:
@@ -296,6 +406,10 @@ def _same_key(text: object, other: str) -> bool:
         return PublicKey.of(str(text)).text == other
     except KeyProblem:
         return False
+
+
+def _file_and_digest(carried: object) -> bool:
+    return isinstance(carried, list) and len(carried) == 2 and all(isinstance(text, str) for text in carried)
 
 
 def _same(one: object, other: object) -> bool:

@@ -14,7 +14,6 @@ __all__ = [
     "HELLO",
     "REQUESTS",
     "WORK",
-    "_LONGEST_TALK",
     "MessageError",
     "body_record",
     "parcel",

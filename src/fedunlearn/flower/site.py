@@ -19,7 +19,7 @@ __all__ = ["FlowerSite", "RosterProblem", "read_roster"]
 
 _LOOK = 1.0  # seconds between two looks for nodes at the start
 _QUESTION = 120.0  # seconds at most for an answer that needs no computing: a new process at each node, and no torch
-_PATIENCE = 10  # looks after which whoever did not say who it is is asked again: each time costs as many seconds
+_PATIENCE = 16  # looks at most until whoever did not say who it is is asked again: each time costs as many seconds
 
 
 class RosterProblem(ValueError):
@@ -90,7 +90,7 @@ class FlowerSite:
         self._greeted: frozenset[int] = frozenset()
         self._seen: frozenset[int] = frozenset()  # those of them who have said who they are
         self._strangers: set[int] = set()
-        self._looks = 0  # since the last greeting
+        self._looks, self._patience = 0, 1  # since the last greeting; before the next, where somebody was mute
         self._faults: list[tuple[ClientId, str, str]] = []
         self._nodes: dict[ClientId, int | None] = dict.fromkeys(roster or ())
         end = time.monotonic() + patience
@@ -125,8 +125,9 @@ class FlowerSite:
         except Exception as error:  # whatever the link raises while it starts again
             raise TooFewClients(f"which nodes there are could not be asked ({error!r})") from error
         self._looks += 1
-        if seen == self._seen or (seen == self._greeted and self._looks < _PATIENCE):
+        if seen == self._seen or (seen == self._greeted and self._looks < self._patience):
             return
+        self._patience = min(2 * self._patience, _PATIENCE) if seen == self._greeted else 1
         self._looks, self._greeted = 0, seen
         greeting = greet(self._grid, self._roster, deadline=min(self._deadline, _QUESTION))
         if self._roster is None and not self._nodes:

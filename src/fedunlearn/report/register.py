@@ -9,51 +9,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, get_args
 
 from markupsafe import Markup
 
 from fedunlearn.amounts import scaled, tell_bytes
-from fedunlearn.deletion.events import Fault, RoundDone, Waited, tell_method
-from fedunlearn.deletion.standing import Entry, Standing, Unlearning
+from fedunlearn.deletion.events import ENDED, Fault, RoundDone, Waited, tell_method
+from fedunlearn.deletion.register import Head
+from fedunlearn.deletion.standing import Entry, Standing, State, Unlearning
 from fedunlearn.report.register_figures import moments, quality
 from fedunlearn.report.rendering import render
 
-__all__ = ["Head", "register_page"]
+__all__ = ["register_page"]
 
-_STATES = ("filed", "acknowledged", "unlearning", "recovering", "verified", "done", "refused")
-_PHASES = {"train": "training", "unlearn": "unlearning", "recover": "recovery"}
-_ENDED = {
-    "recovered": "its stop rule was met",
-    "limit": "at its limit of rounds, before its stop rule was met",
-    "nobody": "nobody stays whom it could be done with",
-}
+_PHASES = {"train": "training round", "unlearn": "unlearning round", "recover": "recovery round"}
 _REQUESTS, _UNLEARNINGS, _LISTED = 500, 200, 200  # that a page has room for; of everything else the last
 _RECEIPTS = 1_000_000  # bytes of all receipts on the page; the register has them all
 _ASKERS, _NUMBERS = 12, 12  # moments below the figure, unlearnings in a sentence
 _RECENT = 5  # rounds whose faults are told first
 _TEXT, _SHORT = 1000, 8  # characters of what somebody has written; of an id or a digest
 UNKNOWN = "not known"
-
-
-class Head(Protocol):
-    """Where a register ends: `fedunlearn.deletion.register.Head`, or the like."""
-
-    @property
-    def register(self) -> str:
-        """Its id."""
-
-    @property
-    def count(self) -> int:
-        """Events that it holds."""
-
-    @property
-    def hash(self) -> str:
-        """Of the last event, in which those of all before it are."""
-
-    @property
-    def key(self) -> str:
-        """Fingerprint of the key in force."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +63,7 @@ class _Receipt:
 
 @dataclass(frozen=True)
 class _Unlearning:
-    """A tile."""
+    """A tile; ``number`` is from 1."""
 
     number: int
     look: str
@@ -124,6 +99,7 @@ class _Listed:
 def register_page(standing: Standing, head: Head) -> str:
     """The page's HTML, which needs no network and no script.
 
+    Unlearnings and rounds are counted from 1, as people do, though the register numbers them from 0.
     It is below 3 MB: of a long service it shows the newest, and says how much there is besides.
 
     Args:
@@ -134,7 +110,7 @@ def register_page(standing: Standing, head: Head) -> str:
     receipts = list(_receipts(standing, anchors))
     text = render(
         "register.html",
-        filters={"cut": _cut, "short": _short, "time": _time, "percent": _percent, "round": _round, "who": _who},
+        filters={"cut": _cut, "short": _short, "time": _time, "percent": _percent, "phase": _phase},
         title="Deletion requests",
         standing=standing,
         head=head,
@@ -149,14 +125,15 @@ def register_page(standing: Standing, head: Head) -> str:
         limits=next((one.judgement.get("limits", "") for _, one in _newest(standing) if one.judgement), ""),
         receipts=_Listed(receipts, sum(entry.receipt is not None for entry in standing.requests.values())),
         troubles=_Listed.of(_troubles(standing), len(standing.faults) + len(standing.waits)),
-        about=[(name, _plain(value)) for name, value in standing.opened.about.items()] if standing.opened else [],
+        about=[(name, _plain(value)) for name, value in _about(standing).items()],
         unknown=UNKNOWN,
     )
     return text.encode("utf-8", "replace").decode()  # half a surrogate pair can stand in JSON, and in no file
 
 
 def _newest(standing: Standing) -> Iterator[tuple[int, Unlearning]]:
-    return reversed(list(enumerate(standing.unlearnings)))
+    """Each with its number, from 1."""
+    return reversed(list(enumerate(standing.unlearnings, 1)))
 
 
 def _stands(standing: Standing) -> str:
@@ -166,26 +143,27 @@ def _stands(standing: Standing) -> str:
     states = Counter(entry.state for entry in standing.requests.values())
     waiting = states["filed"] + states["acknowledged"]
     under_way = states.total() - waiting - states["done"] - states["refused"]
-    told = {"answered": states["done"], "being answered": under_way, "waiting": waiting, "refused": states["refused"]}
-    counts = ", ".join(f"{count} {what}" for what, count in told.items() if count)
+    parts = {"answered": states["done"], "being answered": under_way, "waiting": waiting, "refused": states["refused"]}
+    counts = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
     requests = f"{_counted(states.total(), 'request')}: {counts}" if states else "No request was entered yet"
     if not standing.rounds:
         return f"{requests}; {_under_way(standing)}; no round is over yet."
     at, last = standing.rounds[-1]
-    return f"{requests}; {_under_way(standing)}; the last round, {_round(last)}, was over at {_time(at)} UTC."
+    told = f"the last round, {len(standing.rounds):,} ({_phase(last)}), was over at {_time(at)} UTC"
+    return f"{requests}; {_under_way(standing)}; {told}."
 
 
 def _under_way(standing: Standing) -> str:
     current = standing.current
     if current is None:
         return "no unlearning is under way"
-    rounds = _recovery(current)
-    stage = f"recovering ({_counted(len(rounds), 'round')} so far)" if rounds else "at its own rounds"
+    rounds = len(current.recovery)
+    stage = f"recovering ({_counted(rounds, 'round')} so far)" if rounds else "at its own rounds"
     if current.recovered is not None:
         stage = "recovered and to be audited"
     if current.judgement is not None:
         stage = "audited, and receipts are to be issued"
-    return f"unlearning {current.began.unlearning} is {stage}"
+    return f"unlearning {current.began.unlearning + 1} is {stage}"
 
 
 def _attention(standing: Standing) -> Iterator[str]:
@@ -197,7 +175,7 @@ def _attention(standing: Standing) -> Iterator[str]:
     for status, sentence in {**judged, "not audited": "No audit could be made"}.items():
         yield from _in_unlearnings(sentence, (n for n, one in _newest(standing) if _status(one) == status))
     at_limit = (n for n, one in _newest(standing) if one.recovered and one.recovered.why == "limit")
-    yield from _in_unlearnings("Recovery ended at its limit of rounds, before its stop rule was met", at_limit)
+    yield from _in_unlearnings(f"Recovery ended {ENDED['limit']}", at_limit)
     since = standing.rounds[-1][0] if standing.rounds else ""
     waits = [wait for at, wait in standing.waits if at > since]
     if waits:
@@ -231,7 +209,7 @@ def _requests(standing: Standing, anchors: Mapping[str, str], receipts: Sequence
 
 def _steps(entry: Entry) -> list[_Step]:
     """All states but refusal, where it was not refused; else those that it came to."""
-    states = [s for s in _STATES if (s in entry.times if entry.state == "refused" else s != "refused")]
+    states = [s for s in get_args(State) if (s in entry.times if entry.state == "refused" else s != "refused")]
     steps, before = [], ""
     for state in states:
         date, _, time = _time(entry.times.get(state, "")).partition(" ")
@@ -256,10 +234,10 @@ def _receipts(standing: Standing, anchors: Mapping[str, str]) -> Iterator[_Recei
 
 
 def _askers(standing: Standing) -> Iterator[tuple[int, int, Unlearning, list[Entry]]]:
-    """Number, rounds before it, and whose requests an unlearning answers."""
+    """Number from 1, rounds before it, and whose requests an unlearning answers."""
     before = moments(standing)
     for number, one in _newest(standing):
-        yield number, before[number], one, _answered(standing, one)
+        yield number, before[number - 1], one, _answered(standing, one)
 
 
 def _tile_of(standing: Standing) -> Callable[[tuple[int, Unlearning]], _Unlearning]:
@@ -267,17 +245,17 @@ def _tile_of(standing: Standing) -> Callable[[tuple[int, Unlearning]], _Unlearni
 
     def tile(numbered: tuple[int, Unlearning]) -> _Unlearning:
         number, one = numbered
-        rounds = [done for _, done in one.rounds]
+        costs, recovery = one.costs, one.recovery
         facts = [
-            ("Began", f"{_time(one.at)} UTC, after {_counted(before[number], 'round')}"),
+            ("Began", f"{_time(one.at)} UTC, after {_counted(before[number - 1], 'round')}"),
             ("Method", tell_method(one.began.method)),
             ("Layers negated", _negated(one)),
             ("Accuracy before", _percent(one.began.validation)),
-            ("Accuracy after", _percent(_last_known(_recovery(one)))),
-            ("Recovery", f"{_counted(len(_recovery(one)), 'round')}; {_end(one)}"),
-            ("Sent", f"{tell_bytes(sum(r.bytes_down for r in rounds))} down, {_up(rounds)} up"),
-            ("Passes", f"{_amount(sum(r.forward for r in rounds))} samples forward, {_backward(rounds)} backward"),
-            ("Time", f"{sum(r.seconds for r in rounds):,.1f} s in rounds"),
+            ("Accuracy after", _percent(_last_known(recovery))),
+            ("Recovery", f"{_counted(len(recovery), 'round')}; {_end(one)}"),
+            ("Sent", f"{tell_bytes(costs.bytes_down)} down, {tell_bytes(costs.bytes_up)} up"),
+            ("Passes", f"{_amount(costs.forward)} samples forward, {_amount(costs.backward)} backward"),
+            ("Time", f"{costs.seconds:,.1f} s in rounds"),
         ]
         status = _status(one)
         judgement = one.judgement or {}
@@ -299,34 +277,16 @@ def _status(one: Unlearning) -> str:
     return str(one.judgement.get("status", UNKNOWN)) if one.judgement else "not audited yet"
 
 
-def _recovery(one: Unlearning) -> list[RoundDone]:
-    return [done for _, done in one.rounds if done.phase == "recover"]
-
-
 def _last_known(rounds: Sequence[RoundDone]) -> float | None:
     return next((done.validation for done in reversed(rounds) if done.validation is not None), None)
 
 
 def _end(one: Unlearning) -> str:
-    return _ENDED.get(one.recovered.why, one.recovered.why) if one.recovered else "it has not ended"
+    return ENDED.get(one.recovered.why, one.recovered.why) if one.recovered else "it has not ended"
 
 
 def _negated(one: Unlearning) -> str:
-    """What its own rounds added to the model's sign history; a new model has none of the old one's."""
-    own = [done for _, done in one.rounds if done.phase == "unlearn"]
-    if not one.rounds:
-        return UNKNOWN
-    before, after = one.began.negations, own[-1].negations if own else one.began.negations
-    added = after[len(before) :] if after[: len(before)] == before else after
-    return "; ".join(", ".join(names) for names in added) or "none"
-
-
-def _up(rounds: Sequence[RoundDone]) -> str:
-    return tell_bytes(sum(done.bytes_up for done in rounds))
-
-
-def _backward(rounds: Sequence[RoundDone]) -> str:
-    return _amount(sum(done.backward for done in rounds))
+    return "; ".join(", ".join(names) for names in one.negated) or "none" if one.rounds else UNKNOWN
 
 
 def _amount(number: int) -> str:
@@ -337,7 +297,7 @@ def _troubles(standing: Standing) -> Iterator[_Trouble]:
     """Faults and waits, newest first."""
     both: list[tuple[str, Fault | Waited]] = sorted([*standing.faults, *standing.waits], key=lambda of: of[0])
     for at, one in reversed(both):
-        where = f"{_PHASES.get(one.phase, one.phase)} {one.number}"
+        where = f"{_PHASES[one.phase]} {one.number + 1}" if one.phase in _PHASES else "between rounds"
         if isinstance(one, Fault):
             yield _Trouble(at, one.what, _who(one.client), where, one.detail)
         else:
@@ -348,9 +308,10 @@ def _who(client: str | None) -> str:
     return _cut(client) if client else "an unknown node"
 
 
-def _round(done: RoundDone) -> str:
-    of = "" if done.unlearning is None else f" of unlearning {done.unlearning}"
-    return f"{_PHASES[done.phase]} {done.number}{of}"
+def _phase(done: RoundDone) -> str:
+    """Which round of its phase it was, and of which unlearning."""
+    of = "" if done.unlearning is None else f" of unlearning {done.unlearning + 1}"
+    return f"{_PHASES[done.phase]} {done.number + 1}{of}"
 
 
 def _percent(value: float | None) -> str:
@@ -360,6 +321,15 @@ def _percent(value: float | None) -> str:
 def _time(at: str) -> str:
     """As people write it; what zone it is in stands beside it."""
     return at.removesuffix("+00:00").replace("T", " ", 1)
+
+
+def _about(standing: Standing) -> dict[str, Any]:
+    """What the server said of itself, the last time that it started."""
+    said = dict(standing.opened.about) if standing.opened else {}
+    if standing.started:
+        _, last = standing.started[-1]
+        said |= {**last.plan, "software": last.software}
+    return said
 
 
 def _plain(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -63,6 +64,8 @@ def quality(standing: Standing) -> Picture:
         grid = figure.add_gridspec(2, 1, height_ratios=_HEIGHTS)
         axes.set_subplotspec(grid[0])
         below = figure.add_subplot(grid[1], sharex=axes)
+        for panel in (axes, below):
+            panel.yaxis.labelpad = 9  # on a phone the page sets the numbers beside it larger
         every = _together(rounds)
         if every == 1:
             _lines(axes, points)
@@ -125,9 +128,11 @@ def _bands(axes: Axes, points: Sequence[_Point], every: int) -> None:
 def _before(axes: Axes, standing: Standing, began: Sequence[int]) -> None:
     """What each recovery is held against, as far as it goes."""
     x, y = [], []
+    # Not those of the unlearning alone: where it began again, it has had more.
+    rounds = Counter(done.unlearning for _, done in standing.rounds)
     for one, start in zip(standing.unlearnings, began, strict=True):
         if one.began.validation is not None:
-            x += [start + 0.5, start + 0.5 + max(len(one.rounds), 1), math.nan]
+            x += [start + 0.5, start + 0.5 + max(rounds[one.began.unlearning], 1), math.nan]
             y += [one.began.validation, one.began.validation, math.nan]
     if x:
         axes.plot(x, y, color=LIGHT["faint"], linewidth=1, linestyle=(0, (3, 2)), label=_BEFORE)
@@ -142,7 +147,7 @@ def _marks(axes: Axes, below: Axes, began: Sequence[int], rounds: int) -> None:
         style: Any = {"color": LIGHT["ink"], "linewidth": width, "scalex": False, "scaley": False}
         panel.plot(x, y, transform=panel.get_xaxis_transform(), **style)
     last = -math.inf
-    for number, start in enumerate(began):
+    for number, start in enumerate(began, 1):
         if start - last >= rounds / _NUMBERS:
             where: Any = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
             axes.text(start + 0.5, 1.01, str(number), fontsize=8, fontweight="bold", **where)
@@ -176,7 +181,7 @@ def _told(standing: Standing, points: Sequence[_Point], began: Sequence[int]) ->
             said.append(f"{label} {values[0]:.1f} at first, {values[-1]:.1f} at last")
     if not points:
         said.append("not known of any")
-    starts = [f"{number} after {start}" for number, start in enumerate(began[:_TOLD])]
+    starts = [f"{number} after {start}" for number, start in enumerate(began[:_TOLD], 1)]
     if starts:
         said.append(f"unlearnings began, by rounds before them: {', '.join(starts)}{_more(len(began) - _TOLD)}")
     took = [len(done.samples) for done in rounds if done.samples or done.absent]
