@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import stat
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stories import NODES, SERVER
+from typer.testing import CliRunner
 
+from fedunlearn.commands.requests import requests
 from fedunlearn.deletion import outbox as module
-from fedunlearn.deletion.outbox import Answer, Meant, Outbox, OutboxError, desk
+from fedunlearn.deletion.outbox import Answer, Bound, Meant, OtherData, Outbox, OutboxError, desk
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.statement import RequestProblem, Signed
 
@@ -347,6 +353,245 @@ def test_an_operators_desk(tmp_path: Path) -> None:
     filing = desk(tmp_path).file("client", "it has gone", SERVER, client="a")
     (sent,) = desk(tmp_path).exchange([])
     assert (sent["statement"]["id"], sent["statement"]["client"]) == (filing.id, "a")
+
+
+# --- which data ---
+
+
+def labels(*of: int) -> bytes:
+    return struct.pack(f"<{len(of)}q", *of)
+
+
+DATA = labels(0, 1, 2, 0, 1, 2, 0, 1, 2, 0)
+
+
+def begun(outbox: Outbox, id: str) -> None:
+    outbox.exchange([answer(id, "unlearning")])
+
+
+@pytest.fixture
+def filed(outbox: Outbox, tmp_path: Path) -> Callable[..., str]:
+    """Files a request for samples at these places, with which the server has begun; its id."""
+
+    def file(*places: int, deleted: bool = False, open: bool = False) -> str:
+        (tmp_path / "list").write_text("\n".join(map(str, places)))
+        id = outbox.file(f"instances:{tmp_path / 'list'}", "r", KEY, deleted=deleted).id
+        if not open and not deleted:
+            begun(outbox, id)
+        return id
+
+    return file
+
+
+def test_the_first_data_are_those_that_places_are_of(outbox: Outbox, filed: Callable[..., str]) -> None:
+    id = filed(3, 5)
+    assert outbox.bound(id) is None
+    assert outbox.places(id, DATA) == (3, 5)
+    path = outbox.folder / f"{id}.data.json"
+    assert outbox.bound(id) == Bound(10, hashlib.sha256(DATA).hexdigest())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 or os.name != "posix"
+    written = path.stat().st_mtime_ns
+    assert outbox.places(id, DATA) == (3, 5)
+    assert path.stat().st_mtime_ns == written  # nothing to write at every order
+    assert "data" not in json.dumps([sent["statement"] for sent in outbox.exchange([])]).replace('"data": "here"', "")
+
+
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        (DATA[:24] + DATA[32:], "about 10 samples, and the data are 9$"),
+        (DATA[8:] + DATA[:8], "about 10 samples, and the data are 10 with other labels"),
+        (DATA[8:] + DATA[:24], "about 10 samples, and the data are 12 with other labels"),
+        (b"", "the data are 0$"),
+    ],
+)
+def test_other_data_are_refused_and_remembered_until_the_first_are_there_again(
+    outbox: Outbox, filed: Callable[..., str], others: bytes, says: str
+) -> None:
+    id = filed(3, 5)
+    outbox.places(id, DATA)
+    first = outbox.bound(id)
+    assert first is not None
+    for _ in range(2):
+        with pytest.raises(OtherData, match=says):
+            outbox.places(id, others)
+        assert outbox.bound(id) == replace(first, found=len(others) // 8)
+    assert outbox.places(id, DATA) == (3, 5)
+    assert outbox.bound(id) == first
+
+
+def test_samples_that_come_behind_move_no_place_and_are_bound_as_well(
+    outbox: Outbox, filed: Callable[..., str]
+) -> None:
+    id = filed(3, 5)
+    outbox.places(id, DATA)
+    more = DATA + labels(2, 2)
+    assert outbox.places(id, more) == (3, 5)
+    assert outbox.bound(id) == Bound(12, hashlib.sha256(more).hexdigest())
+    with pytest.raises(OtherData):
+        outbox.places(id, DATA)
+
+
+def test_to_data_without_such_a_place_no_request_is_bound(outbox: Outbox, filed: Callable[..., str]) -> None:
+    id = filed(10)
+    with pytest.raises(OtherData, match="about samples up to place 10, and the data are 10"):
+        outbox.places(id, DATA)
+    assert outbox.bound(id) is None
+    assert outbox.places(id, DATA + labels(1)) == (10,)
+
+
+def test_one_that_was_filed_as_deleted_is_bound_to_nothing(outbox: Outbox, filed: Callable[..., str]) -> None:
+    id = filed(3, 50, deleted=True)
+    assert outbox.places(id, DATA) == ()
+    assert outbox.bound(id) is None
+
+
+def test_of_samples_that_are_gone_no_place_is_left(outbox: Outbox, filed: Callable[..., str]) -> None:
+    id = filed(3, 51234)
+    before = outbox.folder / f"{id}.instances.json"
+    with open(before, "rb") as old:
+        assert outbox.gone(id) == []
+        assert old.read().strip(b"\0") == b""  # what was there is written over
+    assert outbox.meant(id) == Meant("instances", ())
+    assert outbox.places(id, DATA) == ()
+    assert outbox.bound(id) is None
+    assert not any(b"51234" in path.read_bytes() for path in outbox.folder.iterdir())
+    with pytest.raises(OutboxError, match="said to be gone before"):
+        outbox.gone(id)
+    assert filed(3, 51234) != id  # these places are of others now
+
+
+def test_places_come_down_by_what_is_gone_below_them(outbox: Outbox, filed: Callable[..., str]) -> None:
+    gone, other, partly, wholly = filed(2, 5), filed(0, 3, 9), filed(5, 6), filed(2)
+    for id in (other, partly):
+        outbox.places(id, DATA)
+    with pytest.raises(OutboxError, match=r"2 other requests name samples by places .*--renumber"):
+        outbox.gone(gone)
+    assert outbox.places(other, DATA) == (0, 3, 9)  # nothing has changed
+    assert set(outbox.gone(gone, renumber=True)) == {other, partly}
+    assert [outbox.meant(id).instances for id in (gone, other, partly, wholly)] == [(), (0, 2, 7), (4,), ()]
+    assert outbox.bound(other) == Bound(8, None)
+    with pytest.raises(OtherData):  # not deleted yet
+        outbox.places(other, DATA)
+    left = labels(0, 1, 0, 1, 0, 1, 2, 0)
+    assert outbox.places(other, left) == (0, 2, 7)
+    assert outbox.bound(other) == Bound(8, hashlib.sha256(left).hexdigest())
+
+
+PLACES = st.sets(st.integers(0, 30), min_size=1)
+
+
+@given(PLACES, PLACES)
+def test_renumbered_places_are_where_the_same_samples_are(deleted: set[int], named: set[int]) -> None:
+    left = [sample for sample in range(31) if sample not in deleted]
+    renumbered = module._renumbered(tuple(sorted(named)), tuple(sorted(deleted)))
+    assert [left[place] for place in renumbered] == sorted(named - deleted)
+
+
+def test_what_cannot_be_gone(outbox: Outbox, filed: Callable[..., str]) -> None:
+    whole, open_one = outbox.file("client", "r", KEY).id, filed(1, open=True)
+    with pytest.raises(OutboxError, match="names no single samples"):
+        outbox.gone(whole)
+    with pytest.raises(OutboxError, match="was not filed here"):
+        outbox.gone("b" * 32)
+    for name in ("filed", "acknowledged"):
+        with pytest.raises(OutboxError, match=r"has not begun with request .*: file it anew with --deleted"):
+            outbox.gone(open_one)
+        outbox.exchange([answer(open_one, name)])
+    anew = filed(1, deleted=True)
+    assert anew != open_one
+    assert outbox.gone(anew) == []
+    assert outbox.meant(open_one).instances == ()
+
+
+def test_one_that_was_refused_is_not_renumbered(outbox: Outbox, filed: Callable[..., str]) -> None:
+    refused = filed(3, open=True)
+    outbox.exchange([answer(refused, "refused", "no")])
+    assert outbox.gone(filed(2)) == []
+    assert outbox.meant(refused).instances == (3,)
+
+
+def test_the_command_tells_what_was_renumbered_and_what_places_are_of(
+    outbox: Outbox, filed: Callable[..., str]
+) -> None:
+    def told(*arguments: str) -> str:
+        result = CliRunner().invoke(requests, arguments, catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.output
+
+    where, gone, other = str(outbox.folder), filed(2), filed(5)
+    assert "places in" not in told("show", where, other)
+    outbox.places(other, DATA)
+    assert f"places in      10 samples, labels SHA-256 {hashlib.sha256(DATA).hexdigest()[:16]}...\n" in told(
+        "show", where, other
+    )
+    with pytest.raises(OutboxError, match=r"1 other request names samples by places .*--renumber"):
+        CliRunner().invoke(requests, ["gone", gone, "--outbox", where], catch_exceptions=False)
+    assert told("gone", gone[:12], "--outbox", where, "--renumber") == (
+        f"request {gone}: its samples are gone\nrequest {other}: renumbered\n"
+    )
+    assert "places in      9 samples, renumbered\n" in told("show", where, other)
+    with pytest.raises(OtherData):
+        outbox.places(other, DATA)
+    assert "but found      10 samples, not those: no order is carried out" in told("show", where, other)
+
+
+@pytest.mark.parametrize("writes", range(1, 12))
+def test_killed_while_renumbering_it_is_all_done_or_nothing(
+    outbox: Outbox, filed: Callable[..., str], monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    gone, one, two = filed(2), filed(5), filed(7)
+    for id in (one, two):
+        outbox.places(id, DATA)
+    sync, left = os.fsync, [writes]
+
+    def dying(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", dying)
+    with suppress(KeyboardInterrupt):
+        outbox.gone(gone, renumber=True)
+    monkeypatch.setattr(os, "fsync", sync)
+    shorter = DATA[:16] + DATA[24:]
+    if outbox.exchange([answer(gone, "unlearning")]) and outbox.meant(gone).instances:
+        assert [outbox.places(id, DATA) for id in (gone, one, two)] == [(2,), (5,), (7,)]
+        assert writes == 1
+    else:
+        assert [outbox.places(id, shorter) for id in (gone, one, two)] == [(), (4,), (6,)]
+    assert not (outbox.folder / ".moving.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"samples": -1, "labels": null, "found": null}',
+        '{"samples": true, "labels": null, "found": null}',
+        '{"samples": 3, "labels": "x", "found": null}',
+        '{"samples": 3, "labels": 3, "found": null}',
+        '{"samples": 3, "labels": null, "found": "3"}',
+        '{"samples": 3, "labels": null, "found": null, "more": 1}',
+        " " * 2000,
+    ],
+)
+def test_damaged_data_bind_no_request_anew(outbox: Outbox, filed: Callable[..., str], content: str) -> None:
+    id = filed(3)
+    (outbox.folder / f"{id}.data.json").write_text(content)
+    with pytest.raises(OutboxError, match=r"data.json is damaged .*restore it from a backup"):
+        outbox.places(id, DATA)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"x": 3}', '{"x": {"places": [1], "samples": null}}', "{", "[" * 100_000])
+def test_a_damaged_renumbering_is_one_sentence(outbox: Outbox, filed: Callable[..., str], content: str) -> None:
+    id = filed(3)
+    (outbox.folder / ".moving.json").write_text(content)
+    with pytest.raises(OutboxError, match=r"moving.json"):
+        outbox.places(id, DATA)
 
 
 FILES = """

@@ -22,7 +22,9 @@ import deletion.hospitals
 from deletion.hospitals import NAMES, PLAN, TRAINING, Hospitals, forgotten, samples, trained, twin
 from deletion.test_faults import SOON, Answered, fresh, name_of, served, standing_of, turn_of
 from fedunlearn.architecture import Architecture
+from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.sampled import Sampled
+from fedunlearn.client import Client
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion import receipt
 from fedunlearn.deletion.plan import Plan, ServiceError
@@ -268,6 +270,50 @@ def test_each_receipt_tells_of_the_clients_that_its_request_concerns_alone(tmp_p
 
 def standing_done(server: Service) -> bool:
     return [entry.state for entry in server._standing.requests.values()] == ["done"]
+
+
+def test_after_a_deletion_a_hospital_trains_on_what_was_to_go_neither_before_it_has_renumbered_nor_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = list(range(21))
+
+    def left(name: str) -> tuple[Tensor, Tensor]:
+        values, labels = samples(name)
+        return (values[kept], labels[kept]) if name == "east" else (values, labels)
+
+    monkeypatch.setattr(deletion.hospitals, "samples", left)
+    hospitals, plan = Hospitals(tmp_path), replace(PLAN, rounds=3)
+    server = after_a_round(hospitals, plan)
+    first = hospitals.files("east", hospitals.instances("east", [0, 3, 5]))
+    second = hospitals.files("east", hospitals.instances("east", [8, 10]))
+    while [entry.state for entry in server._standing.requests.values()] != ["done", "done"]:
+        assert server.step()
+
+    kept[:] = [place for place in kept if place not in (0, 3, 5)]
+    while server._standing.trained < 2:
+        assert server.step()
+    assert "east" not in server._standing.rounds[-1][1].samples
+    told = {fault.detail for _, fault in server._standing.faults if fault.client == "east"}
+    assert len(told) == 1  # of the request that is looked up first
+    assert told <= {f"the data are not those that request '{id}' was filed about" for id in (first, second)}
+
+    hospitals.outbox("east").gone(first, renumber=True)
+    assert hospitals.outbox("east").meant(second).instances == (5, 7)
+    before = server.weights
+    weights = ended(hospitals, server)
+    now = InProcess(SmallNet, [Client.of(name, left(name)) for name in NAMES], workers=1, device="cpu")
+    rest = now.where(Rest(ForgetInstances({"east": (5, 7)})))
+    assert weights.same_bits(aggregate(rest, before, TRAINING, Turn(PLAN.seed, "train", 2)))
+
+
+def test_samples_of_an_open_request_may_go_once_it_is_filed_anew_as_deleted(tmp_path: Path) -> None:
+    hospitals = Hospitals(tmp_path)
+    server = after_a_round(hospitals)
+    scope = hospitals.instances("east", [0, 3, 5])
+    first, anew = hospitals.files("east", scope), hospitals.files("east", scope, deleted=True)
+    hospitals.outbox("east").gone(anew)
+    ended(hospitals, server)
+    assert {entry.request: entry.state for entry in entries(hospitals)} == {first: "refused", anew: "done"}
 
 
 @pytest.mark.parametrize(("deleted", "name"), [(False, "GA"), (True, "NoT")])

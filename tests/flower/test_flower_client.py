@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from flower_nodes import HERE, Meant, local_grid, over_flower, samples, with_out
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedunlearn.contract import small_task
-from fedunlearn.deletion.outbox import Outbox
+from fedunlearn.deletion.outbox import Bound, Outbox
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey
 from fedunlearn.evaluation.follow import follow
 from fedunlearn.federation import ClientContext, ClientError, Predicate, Reply, Turn
@@ -168,6 +170,48 @@ def test_a_request_in_a_real_outbox_gives_the_bits_of_one_machine(tmp_path: Path
     over = list(follow(NoT(), small_task(AskedFor("0", filed.id), over_flower(grid)), 1))
     here = list(follow(NoT(), small_task(ForgetInstances({"0": (0, 5, 7)})), 1))
     assert all(a.round.after.same_bits(b.round.after) for a, b in zip(over, here, strict=True))
+
+
+def test_an_order_about_other_data_is_refused_without_a_number_on_the_wire(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, kept = SigningKey.make(tmp_path / "key", node=True), list(range(20))
+    (tmp_path / "list.txt").write_text("5\n7\n")
+    outbox = Outbox(tmp_path / "0")
+    id = outbox.file(f"instances:{tmp_path / 'list.txt'}", "withdrawn", key).id
+
+    def data(context: Context) -> Any:
+        values, labels = samples(context)
+        return values[kept], labels[kept]
+
+    grid = local_grid(1, data=data, outbox=tmp_path / "0", keep=True)
+    rest = over_flower(grid).where(Rest(AskedFor("0", id)))
+
+    def counted() -> int:
+        ((_, reply),) = rest.run(Evaluate(), WEIGHTS, TURN)
+        return reply.samples
+
+    before = HERE.where(Rest(ForgetInstances({"0": (5, 7)})))
+    assert counted() == dict(before.run(Evaluate(), WEIGHTS, TURN, ["0"]))["0"].samples
+    labels = samples(next(iter(grid._nodes.values())))[1]
+    assert outbox.bound(id) == Bound(20, hashlib.sha256(struct.pack("<20q", *labels.tolist())).hexdigest())
+
+    del kept[7], kept[5]
+    grid.sent.clear()
+    with pytest.raises(ClientError, match=rf"round 0: the data are not those that request '{id}' was filed about$"):
+        counted()
+    assert "was filed about 20 samples, and the data are 18" in caplog.text
+    assert any(b"not those" in message for message in grid.sent)
+    assert not any(b"the data are 18" in message or b"about 20" in message for message in grid.sent)
+
+    kept[:] = range(20)  # they are there again
+    counted()
+    outbox.exchange([{"request": id, "state": "done", "why": "", "receipt": {}}])
+    del kept[7], kept[5]
+    outbox.gone(id)
+    assert rest.clients == ("0",)
+    whole = over_flower(local_grid(1, data=data))
+    assert counted() == dict(whole.run(Evaluate(), WEIGHTS, TURN))["0"].samples
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------

@@ -347,10 +347,8 @@ class Outbox:
                 if left and other.statement.data == "here":
                     live.append(id)
             if live and not renumber:
-                raise OutboxError(
-                    f"{len(live)} other requests name samples by their places, which move when samples are deleted: "
-                    "say that they are to be renumbered"
-                )
+                others = "1 other request names" if len(live) == 1 else f"{len(live)} other requests name"
+                raise OutboxError(f"{others} samples by places that move when samples are deleted: give --renumber")
             self._write_private(self._moving, changes)
             self._move()
         return live
@@ -409,7 +407,10 @@ class Outbox:
         """Carry out what `gone` has written down: killed half-way, it is all done by whoever comes next."""
         if not self._moving.exists():
             return
-        for id, change in _json(self._moving, _LONGEST_MOVE).items():
+        changes = _json(self._moving, _LONGEST_MOVE)
+        if not _are_changes(changes):
+            raise OutboxError(f"{self._moving} is damaged: restore the whole outbox from a backup")
+        for id, change in changes.items():
             with _wiped(self._instances(id)):
                 self._write_private(self._instances(id), change["places"] or _GONE)
             if change["samples"] is None:
@@ -539,6 +540,18 @@ def _asks(said: Any, statement: Statement, key: str) -> bool:
 def _change(places: tuple[int, ...], samples: int | None) -> dict[str, Any]:
     """What becomes of a request's files: its places, and of how many samples, if it was bound and still names some."""
     return {"places": places, "samples": samples if places else None}
+
+
+def _are_changes(content: Any) -> bool:
+    """Whether these are what `_change` gives, by the ids of requests."""
+    return isinstance(content, dict) and all(
+        _ID.fullmatch(id)
+        and isinstance(change, dict)
+        and change.keys() == {"places", "samples"}
+        and isinstance(change["places"], list)
+        and (change["samples"] is None or type(change["samples"]) is int)
+        for id, change in content.items()
+    )
 
 
 def _renumbered(places: tuple[int, ...], deleted: tuple[int, ...]) -> tuple[int, ...]:
