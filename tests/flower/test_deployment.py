@@ -115,9 +115,6 @@ def test_requests_outlive_the_server_and_end_in_receipts_and_the_bits_of_one_pro
         assert [(p, n) for p, u, n in done if u == number] == [("unlearn", 0), ("recover", 0), ("recover", 1)]
     assert told.last is not None
     assert told.last.negations[:2] == [["conv1.weight"], ["conv2.weight"]]  # never the same layer twice in a row
-        [["conv1.weight"], ["conv2.weight"]],
-        [["conv1.weight"], ["conv2.weight"], ["conv1.weight"]],
-    )
     assert told.last.samples.keys() == {"hospital-1", "hospital-2"}
     weights = load_weights(register / "checkpoints" / told.last.checkpoint)
     assert weights.same_bits(in_one_process(register))
