@@ -71,6 +71,7 @@ def test_what_stands_in_it() -> None:
         "filed": at(0),
         "data": "here",
         "key": NODES["a"].public.fingerprint,
+        "known by": "key",
     }
     assert RECEIPT["times"] == {
         "filed": at(4),

@@ -52,7 +52,7 @@ def _place(done: RoundDone) -> dict[str, Any]:
 
 
 def _under_way(one: Unlearning) -> dict[str, Any]:
-    if one.judgement is not None:
+    if one.judgements is not None:
         state = "verified"
     else:
         recovering = one.recovered is not None or any(done.phase == "recover" for _, done in one.rounds)

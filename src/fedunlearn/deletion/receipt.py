@@ -70,7 +70,7 @@ def issue(standing: Standing, request: str, head: Head, key: SigningKey, at: str
     content: dict[str, Any] = {
         "audit": {"status": judgement.get("status"), "sentence": judgement.get("sentence"), **judgement},
         "receipt": _FORMAT,
-        "request": _request(entry),
+        "request": _request(entry, standing),
         "times": dict(entry.times),
         "answered": _answered(one),
         "recovery": _recovery(one),
@@ -153,7 +153,7 @@ def tell(content: Any) -> str:
     return "\n".join(lines)
 
 
-def _request(entry: Entry) -> dict[str, Any]:
+def _request(entry: Entry, standing: Standing) -> dict[str, Any]:
     return {
         "id": entry.request,
         "scope": entry.scope,
@@ -163,6 +163,7 @@ def _request(entry: Entry) -> dict[str, Any]:
         "data": entry.data,
         "key": PublicKey.of(entry.key).fingerprint,
         "signature": entry.signature,
+        "known by": "key" if standing.holders else "simulation",  # where nodes are believed who they are
     }
 
 
@@ -171,6 +172,7 @@ def _answered(one: Unlearning) -> dict[str, Any]:
         "unlearning": one.began.unlearning,
         "others": len(one.began.requests) - 1,  # not which: they are other people's
         "method": dict(one.began.method),
+        "plan": dict(one.began.plan),
         "layers": one.negated,
         "signs": {"before": one.began.negations, "after": one.negations},
         "weights": {
@@ -240,12 +242,14 @@ _SHAPE = {
         **dict.fromkeys(("id", "scope", "reason", "filed", "key", "signature"), str),
         "client": _OneOf((str, None)),
         "data": _OneOf(("here", "deleted")),
+        "known by": _OneOf(("key", "simulation")),
     },
     "times": _Each(str),
     "answered": {
         "unlearning": _COUNT,
         "others": _COUNT,
         "method": dict,
+        "plan": dict,
         "layers": _SIGNS,
         "signs": {"before": _SIGNS, "after": _SIGNS},
         "weights": {"before": str, "after each own round": [str], "after recovery": str},
@@ -325,6 +329,9 @@ def _unfit(value: Any, shape: Any, where: str) -> str | None:
     return None
 
 
+_SIMULATED = {"key": "", "simulation": ", in a simulation, whose nodes are believed who they are"}
+
+
 def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     request, answered, recovery = content["request"], content["answered"], content["recovery"]
     costs, register, weights = content["costs"], content["register"], content["answered"]["weights"]
@@ -339,7 +346,7 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         *(("", told) for told in _accuracies(content["audit"].get("clients"))),
         ("Request", f"{request['id']}: {request['scope']}, {whom}; data {request['data']}"),
         ("Reason", request["reason"] or "none given"),
-        ("Filed", f"{request['filed']}, with the key {request['key']}"),
+        ("Filed", f"{request['filed']}, with the key {request['key']}{_SIMULATED[request['known by']]}"),
         *((f"  {state}", content["times"][state]) for state in get_args(State) if state in content["times"]),
         ("Answered", f"unlearning {answered['unlearning'] + 1}{others}, by {tell_method(answered['method'])}"),
         ("Negated", _layers(answered["layers"])),
