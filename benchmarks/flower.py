@@ -46,7 +46,8 @@ from overhead.served import PLAN, SPARSE, Served, require, seconds  # noqa: E402
 from overhead.work import ASKER, CLIENTS, Cnn, images  # noqa: E402
 
 from fedunlearn.architecture import Architecture  # noqa: E402
-from fedunlearn.audits.recognition import Recognised, Recognition, judged  # noqa: E402
+from fedunlearn.audits.judgement import judged  # noqa: E402
+from fedunlearn.audits.recognition import Recognised, Recognition  # noqa: E402
 from fedunlearn.backends.envelope import (  # noqa: E402
     Answer,
     Broadcast,

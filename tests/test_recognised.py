@@ -14,6 +14,7 @@ from diagnosed import LABELS
 from fedunlearn.audits import recognition
 from fedunlearn.audits.recognition import Recognised
 from fedunlearn.audits.signals import confidence
+from fedunlearn.backends.in_process import _Engine
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.federation import Turn
 from fedunlearn.requests import ForgetClient
@@ -35,8 +36,9 @@ def script() -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run that is looked at is small."""
+    """The run that is looked at is small; in this process alone, so that no worker counts otherwise."""
     monkeypatch.setattr(recognition, "FEWEST", 10)
+    monkeypatch.setattr(_Engine, "_ready_pool", lambda engine: None)
 
 
 @pytest.fixture(scope="module")

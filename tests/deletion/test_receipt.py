@@ -84,6 +84,7 @@ def test_what_stands_in_it() -> None:
         "unlearning": 0,
         "others": 1,
         "method": {"name": "NoT", "layers": ["conv1"]},
+        "plan": {},
         "layers": [["conv1.weight"]],
         "signs": {
             "before": [["head.weight", "head.bias"]],
