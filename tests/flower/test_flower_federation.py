@@ -431,11 +431,11 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
 def test_messages_of_an_instance_wise_request_hold_no_index_label_or_path_and_no_pickle(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Indices and labels are numbers that nothing else in the messages could be: 48611 and so on."""
-    indices, label = (48611, 48619, 48623), 7919
+    """Indices and labels are numbers that nothing else in the messages could be, and no random id by chance."""
+    indices, label = (2000003, 2000029, 2000039), 1299709
 
     class Large:
-        labels = torch.full((48624,), label)
+        labels = torch.full((2000040,), label)
 
         def inputs(self, indices: Any, rng: Any, device: Any) -> Any:
             return torch.zeros(len(indices), 1, 6, 6)
