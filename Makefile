@@ -23,6 +23,7 @@ bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/engine.py
 	$(VENV)/bin/python benchmarks/memory.py
 	$(VENV)/bin/python benchmarks/runner.py
+	$(VENV)/bin/python benchmarks/flower.py
 
 clean:
 	rm -rf $(VENV)
