@@ -183,6 +183,7 @@ def live_alone(folder: Path, begun: Any) -> None:
     live(folder)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a signal of POSIX")
 def test_ten_sigkills_at_random_instants(tmp_path: Path, clean: Clean) -> None:
     processes = multiprocessing.get_context("forkserver")  # spawned ones would wait for torch each time
