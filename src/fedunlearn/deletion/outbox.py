@@ -24,7 +24,7 @@ from filelock import FileLock
 from fedunlearn.atomic import atomic_write, write_json
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import State
-from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, Statement
+from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, Statement, is_id
 
 __all__ = [
     "MOST_AT_ONCE",
@@ -45,7 +45,6 @@ MOST_INSTANCES = 10_000_000
 MOST_AT_ONCE = 1000
 """Requests of one message."""
 
-_ID = re.compile(r"[0-9a-f]{32}")
 _REGISTER = "register.sqlite"  # which is never in an outbox
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SETTLED = ("done", "refused")
@@ -161,7 +160,7 @@ class Answer:
         if not isinstance(content, dict) or content.keys() != {"request", "state", "why", "receipt"}:
             raise OutboxError("an answer has a request, a state, a why and a receipt, and nothing else")
         answer = cls(**content)
-        if not isinstance(answer.request, str) or not _ID.fullmatch(answer.request):
+        if not is_id(answer.request):
             raise OutboxError("an answer names its request by 32 hexadecimal digits")
         if not isinstance(answer.state, str) or answer.state not in get_args(State):
             raise OutboxError(f"an answer's state is one of {', '.join(get_args(State))}")
@@ -421,10 +420,10 @@ class Outbox:
             self._moving.unlink()
 
     def _ids(self) -> list[str]:
-        return [path.stem for path in self.folder.glob("*.json") if _ID.fullmatch(path.stem)]
+        return [path.stem for path in self.folder.glob("*.json") if is_id(path.stem)]
 
     def _signed(self, id: str) -> Signed:
-        if not isinstance(id, str) or not _ID.fullmatch(id) or not self._request(id).exists():
+        if not is_id(id) or not self._request(id).exists():
             raise OutboxError(f"request {str(id)[:40]!r} was not filed here, in {self.folder}")
         path = self._request(id)
         try:
@@ -545,7 +544,7 @@ def _change(places: tuple[int, ...], samples: int | None) -> dict[str, Any]:
 def _are_changes(content: Any) -> bool:
     """Whether these are what `_change` gives, by the ids of requests."""
     return isinstance(content, dict) and all(
-        _ID.fullmatch(id)
+        is_id(id)
         and isinstance(change, dict)
         and change.keys() == {"places", "samples"}
         and isinstance(change["places"], list)

@@ -60,7 +60,7 @@ def read_roster(path: Path) -> dict[ClientId, str]:
 
 
 class FlowerSite:
-    """See `fedunlearn.deletion.service.Site`.
+    """See `fedunlearn.deletion.plan.Site`.
 
     Nodes come and go, and may come back under another number: who is who is asked again whenever they have changed.
 
