@@ -21,8 +21,9 @@ from fedunlearn.architecture import Architecture
 from fedunlearn.deletion import receipt
 from fedunlearn.deletion.events import Opened, RoundDone
 from fedunlearn.deletion.outbox import Outbox
+from fedunlearn.deletion.plan import Plan
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.service import Plan, Service
+from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.evaluation.stopping import Recovered
 from fedunlearn.flower import federation
