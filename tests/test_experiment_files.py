@@ -138,7 +138,7 @@ WRONG = [
     (
         "rounds = 1\n",
         "rounds = 1\nevery = 2\n",
-        ":22: recovery.every: is unknown; there are rounds, evaluate_every, stop, budget",
+        ":22: recovery.every: is unknown; there are rounds, epochs, evaluate_every, stop, budget",
     ),
     ('client = "0"', 'client = "0"\nlabel = 3', ":19: request.label: is unknown; there is only client"),
     ("lr = 0.05", "rate = 0.05", ":14: training.optimizer.rate: is unknown; there are lr, momentum, weight_decay"),

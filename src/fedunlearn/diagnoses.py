@@ -365,7 +365,7 @@ def bounds(subject: Subject) -> Bounds:
         ValueError: the run kept no model on the way, does not train by gradient descent with one learning rate, or not
             all samples that stay are looked at.
     """
-    training, held = subject.simulation.training, _stay(subject)
+    training, held = subject.simulation.recovery, _stay(subject)
     rate, steps = _pace(training, held)
     clients = ceil(round(subject.plan.training.participation * len(held), 9))  # as `backends.sampled` has it
     if len(subject.retained[1]) < sum(held):

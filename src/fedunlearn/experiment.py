@@ -99,6 +99,8 @@ class Recovery:
     Attributes:
         rounds: of recovery, the same for every method; where one trains from scratch, as Retrain does, it has as many
             as the first training.
+        epochs: local epochs of such a round, which may be worth more than the bytes that they save; None: as in
+            training. What trains from scratch trains as the first training did.
         evaluate_every: rounds between two scorings; the first state and the last are scored too.
         stop: the rule that needs no Retrain model; what it would have given is reported beside the fixed number
             of rounds and the paper's oracle.
@@ -108,6 +110,7 @@ class Recovery:
     """
 
     rounds: _Rounds
+    epochs: float | None = Field(default=None, gt=0)
     evaluate_every: _Rounds = 5
     stop: StopRule = Recovered()
     budget: Literal["recovery", "all"] = "recovery"

@@ -33,6 +33,12 @@ _OF_THE_SHAPE = frozenset(
 )
 """Functions of a tensor whose result does not depend on its values."""
 
+_RECTIFIERS = frozenset(
+    {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "celu", "celu_"}
+    | {"selu", "selu_", "gelu", "silu", "mish", "softplus", "hardswish"}
+)
+"""Activations of which psi(x) and psi(-x) are alike neither in size nor in sign: neither odd, even nor sigmoid."""
+
 _VALUES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 """Attributes of a tensor that hold its values; all others (shape, dtype, device) only describe it."""
 
@@ -45,11 +51,14 @@ class Flow:
     ``readers``: weight -> the normalisation modules that read its layer's output directly.
     ``read``: normalisation module -> the weights of the layers it reads, a tuple for each of its calls; an
     empty tuple stands for anything that is no layer.
+    ``pairs``: weights of two layers of which the first hands all its output to the second, along one path on which a
+    rectifier lies, and of which the second is not the last; in the order in which they run.
     """
 
     first: tuple[str, ...] = ()
     readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     read: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 def trace(model: nn.Module) -> Flow | None:
@@ -184,6 +193,7 @@ def _follow(model: nn.Module, graph: fx.Graph) -> Flow:
     data: set[fx.Node] = set()  # depends on the values of the input
     made_of: dict[fx.Node, frozenset[str]] = {}  # parameters that a value which is not data was made of
     outputs: dict[fx.Node, tuple[str, ...]] = {}  # the weights of the layer whose output this is
+    layers: dict[fx.Node, tuple[str, ...]] = {}  # the weights of the layer that this is
     first: tuple[str, ...] = ()
     readers: dict[str, tuple[str, ...]] = {}
     read: dict[str, tuple[tuple[str, ...], ...]] = {}
@@ -207,12 +217,53 @@ def _follow(model: nn.Module, graph: fx.Graph) -> Flow:
                     readers[weight] = tuple(dict.fromkeys((*readers.get(weight, ()), name)))
             elif isinstance(module, _PASSES_SIGN):
                 outputs[node] = before
-            elif module is not None:
-                outputs[node] = _weights(module, str(node.target))
-            elif _operation(node) in _OPERATIONS:
-                outputs[node] = tuple(n for n, p in parameters.items() if n in made and p.ndim > 1)
+            else:
+                if module is not None:
+                    weights = _weights(module, str(node.target))
+                elif _operation(node) in _OPERATIONS:
+                    weights = tuple(n for n, p in parameters.items() if n in made and p.ndim > 1)
+                else:
+                    weights = ()
+                outputs[node] = weights
+                if weights:
+                    layers[node] = weights
             first = first or outputs.get(node, ())
-    return Flow(first, readers, read)
+    return Flow(first, readers, read, tuple(_pairs(modules, layers, data)))
+
+
+def _pairs(
+    modules: Mapping[str, nn.Module], layers: Mapping[fx.Node, tuple[str, ...]], data: set[fx.Node]
+) -> Iterator[tuple[str, str]]:
+    """See `Flow.pairs`."""
+    calls = [weights for weights in layers.values()]
+    for node, weights in layers.items():
+        rectified = False
+        following = [user for user in node.users if user in data]
+        while len(following) == 1 and sum(source in data for source in following[0].all_input_nodes) == 1:
+            (node,) = following
+            if node in layers:
+                both = weights, layers[node]
+                once = all(len(one) == 1 and calls.count(one) == 1 for one in both)
+                if rectified and once and _leads_to(node, layers):
+                    yield weights[0], layers[node][0]
+                break
+            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            operation = _operation(node) if module is None else type(module).__name__.lower()
+            rectified = rectified or operation in _RECTIFIERS
+            following = [user for user in node.users if user in data]
+
+
+def _leads_to(node: fx.Node, layers: Mapping[fx.Node, tuple[str, ...]]) -> bool:
+    """Whether another layer reads what becomes of a node's output."""
+    waiting, seen = list(node.users), set[fx.Node]()
+    while waiting:
+        user = waiting.pop()
+        if user in layers:
+            return True
+        if user not in seen:
+            seen.add(user)
+            waiting += user.users
+    return False
 
 
 def _describes(node: fx.Node) -> bool:

@@ -35,6 +35,7 @@ __all__ = [
     "Plan",
     "Selection",
     "layers",
+    "pairs",
     "plan",
     "select",
     "warn_if_cancelling",
@@ -174,6 +175,22 @@ def select(model: nn.Module, layers: Selection = FIRST, *, include_bias: bool = 
     """The parts of a network that a selection means, whatever is to be done to them; arguments and errors: `plan`'s."""
     model = unwrap(model)
     return _select(model, layers, include_bias, trace(model) if isinstance(layers, First) else None, None)
+
+
+def pairs(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Weights of two layers in a row, of which negating both turns most signs back; in the order in which they run.
+
+    The first hands all its output to the second, through a rectifier such as ReLU or GELU (behind an odd activation the
+    two signs would cancel altogether), and the second is not the last layer.
+
+    Raises:
+        LayerError: there is none, or the network cannot be traced.
+    """
+    flow = trace(unwrap(model))
+    if flow is None or not flow.pairs:
+        why = "cannot be traced" if flow is None else "has no two layers in a row with a rectifier between them"
+        raise LayerError(f"the network {why}: name two layers (layers=[...])")
+    return flow.pairs
 
 
 def warn_if_cancelling(model: nn.Module, parts: Sequence[Part]) -> None:

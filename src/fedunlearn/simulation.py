@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -95,6 +95,7 @@ class Simulation:
         proxy: images that no client holds, at the server; None: there are none.
         partition: who holds what.
         training: what a client does in an ordinary round.
+        recovery: what it does in a round of recovery.
         left: clients who are gone when the request is answered.
 
     Raises:
@@ -151,6 +152,7 @@ class Simulation:
         self.attack = everybody.where(attacking) if backdoor else None
         self.proxy = everybody.where(serving) if len(deal.server) else None
         self.training = plan.training.program()
+        self.recovery = replace(self.training, epochs=plan.recovery.epochs or plan.training.epochs)
 
     def taking_part(self, federation: Federation) -> Federation:
         """Ours, or a wrapper around it, where only so many clients take part in a round as the experiment says."""
@@ -179,6 +181,7 @@ class Simulation:
             plan.request,
             self.training,
             self.setting.architecture,
+            recovery=self.recovery,
             seed=seed,
             left=self.left,
             history=history,

@@ -31,7 +31,8 @@ class Task:
         retained: what stays.
         forgotten: what is to go; without clients if those who held it have left.
         targets: clients that go wholly, also those that have left: a history knows them by name.
-        training: the ordinary local training, of which recovery consists.
+        training: the ordinary local training.
+        recovery: the local training of which recovery consists.
         architecture: how networks are built.
         seed: of all randomness.
         history: what the server kept.
@@ -45,6 +46,7 @@ class Task:
     forgotten: Federation
     targets: tuple[ClientId, ...]
     training: LocalTraining
+    recovery: LocalTraining
     architecture: Architecture
     seed: int = 0
     history: History | None = None
@@ -60,6 +62,7 @@ class Task:
         training: LocalTraining,
         architecture: Architecture,
         *,
+        recovery: LocalTraining | None = None,
         seed: int = 0,
         left: tuple[ClientId, ...] = (),
         history: History | None = None,
@@ -74,6 +77,7 @@ class Task:
             request: what is to be forgotten.
             training: the ordinary local training.
             architecture: how networks are built.
+            recovery: the local training of which recovery consists; None: the ordinary one.
             seed: of all randomness.
             left: clients that are gone already: their whole data is to be forgotten, without them.
             history: what the server kept.
@@ -105,8 +109,8 @@ class Task:
         wholly = (client for client in forgotten.clients if client not in retained.clients)
         targets = tuple(dict.fromkeys((*wholly, *left)))
         return cls(
-            weights, present.marking(request), retained, forgotten, targets, training, architecture, seed, history,
-            proxy, single_updates,
+            weights, present.marking(request), retained, forgotten, targets, training, recovery or training,
+            architecture, seed, history, proxy, single_updates,
         )  # fmt: skip
 
     @property
@@ -179,8 +183,9 @@ class Method(ABC):
         """
 
     def recover(self, task: Task, weights: Weights, start: int = 0) -> Iterator[Round]:
-        """Ordinary rounds on what stays, without end; the first is numbered ``start``."""
-        return fedavg(task.retained, weights, task.training, task.seed, "recover", start)
+        """Rounds on what stays, without end; the first is numbered ``start``. From scratch is trained as at first."""
+        training = task.training if self.from_scratch else task.recovery
+        return fedavg(task.retained, weights, training, task.seed, "recover", start)
 
 
 def defaults(kind: type) -> dict[str, Any]:

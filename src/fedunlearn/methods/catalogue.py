@@ -17,6 +17,7 @@ from fedunlearn.methods.l1_sparse import L1Sparse
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.neggrad import NegGradPlus
+from fedunlearn.methods.notnot import NotNot
 from fedunlearn.methods.perturbation import Perturb
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
@@ -33,6 +34,7 @@ CATALOGUE: Mapping[str, type[Method]] = {
     "Retrain": Retrain,
     "FT": FineTune,
     "NoT": NoT,
+    "NotNot": NotNot,
     "Perturb": Perturb,
     "FedEraser": FedEraser,
     "FedAccum": FedAccum,

@@ -228,16 +228,21 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     steps = [
         _kind(training["optimizer"]),
         f"batch {training['batch_size']}",
-        f"{training['epochs']:g} epoch{'s' * (training['epochs'] != 1)} a round",
+        _epochs(training["epochs"]),
     ]
+    local = f"{_epochs(recovery['epochs'])}, " if "epochs" in recovery else ""
     steps += [_kind(training["schedule"])] if training["schedule"]["kind"] != "Constant" else []
     return [
         ("Data", ", ".join(held)),
         ("Network", plan["model"]["name"] + (f" ({options})" if options else "")),
         ("Training", f"{training['rounds']} rounds, {', '.join(steps)}"),
-        ("Recovery", f"{recovery['rounds']} rounds, scored every {recovery['evaluate_every']}"),
+        ("Recovery", f"{recovery['rounds']} rounds, {local}scored every {recovery['evaluate_every']}"),
         ("Seeds", ", ".join(map(str, report.seeds))),
     ]
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'s' * (number != 1)} a round"
 
 
 def _kind(table: Mapping[str, Any]) -> str:
