@@ -29,6 +29,7 @@ from fedunlearn.methods.l1_sparse import L1Sparse
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.negation import NoT
 from fedunlearn.methods.neggrad import NegGradPlus
+from fedunlearn.methods.notnot import NotNot
 from fedunlearn.methods.perturbation import PERTURBATIONS, Perturb, PruneAndReinitialise, RotateOutputs, WhiteNoise
 from fedunlearn.methods.pgd import PGD
 from fedunlearn.methods.puf import PUF
@@ -56,6 +57,7 @@ METHODS: list[Method] = [  # a newcomer stands here too
     FineTune(),
     NoT(),
     NoT(batchnorm="recalibrate"),
+    NotNot(layers=["conv", "head"]),
     FedEraser(),
     FedEraser(norm="global", calibration=1.0, history="updates"),
     FedAccum(),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from fedunlearn.flow import first_by_running, in_order_of_registration, trace
-from fedunlearn.layers import FIRST, CancellingNegation, LayerError, NegationWarning, Plan, layers, plan
+from fedunlearn.layers import FIRST, CancellingNegation, LayerError, NegationWarning, Plan, layers, pairs, plan
+from fedunlearn.models import build
 from fedunlearn.names import Part, guess_kinds, spans
 
 
@@ -378,3 +379,60 @@ def test_a_mean_that_follows_by_a_guess_is_told() -> None:
     with pytest.warns(NegationWarning, match=r"bn.running_mean follows because its normalisation is registered next"):
         plan(Untraceable(), "conv")
     assert plan(Untraceable(), "conv", batchnorm="leave").means == ()
+
+
+# --- pairs ---
+
+
+def test_pairs_of_known_networks() -> None:
+    small = {"width": 4, "blocks": [1, 1, 1]}
+    assert pairs(build("layernorm-cnn", 10, (1, 28, 28))) == (("conv1.weight", "conv2.weight"),)
+    assert pairs(build("small-resnet", 10, (1, 28, 28), **small))[0] == (
+        "layer1.0.conv1.weight",
+        "layer1.0.conv2.weight",
+    )
+    block = "encoder.layers.encoder_layer_0.mlp"
+    assert pairs(build("small-vit", 10, (1, 28, 28)))[0] == (f"{block}.0.weight", f"{block}.3.weight")
+    assert pairs(on_meta(torchvision.models.vgg11))[-1] == ("classifier.0.weight", "classifier.3.weight")
+
+
+class Around(nn.Module):
+    """A skip connection around the second of three layers, and one around the last two of five."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(2, 2) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        x = x + torch.relu(self.b(x))  # a's output goes another way too
+        y = self.d(nn.functional.gelu(self.c(x)))
+        return x + self.e(torch.relu(y))
+
+
+def test_a_pair_has_one_way_between_its_layers() -> None:
+    assert pairs(Around()) == (("c.weight", "d.weight"),)
+
+
+@pytest.mark.parametrize(
+    "between", [nn.Identity(), nn.Tanh(), nn.Sigmoid(), nn.Dropout()], ids=["nothing", "tanh", "sigmoid", "dropout"]
+)
+def test_what_is_no_rectifier_makes_no_pair(between: nn.Module) -> None:
+    """Two negated layers would cancel, but for a constant."""
+    with pytest.raises(LayerError, match="no two layers in a row with a rectifier between them"):
+        pairs(nn.Sequential(nn.Linear(2, 2), between, nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
+
+
+def test_a_layer_that_runs_twice_is_in_no_pair() -> None:
+    shared = nn.Linear(2, 2)
+    with pytest.raises(LayerError, match="name two layers"):
+        pairs(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(2, 2)))
+
+
+def test_what_cannot_be_traced_has_no_pairs() -> None:
+    class Untraceable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if bool(x.sum() > 0) else -x
+
+    with pytest.raises(LayerError, match="cannot be traced: name two layers"):
+        pairs(Untraceable())

@@ -235,7 +235,7 @@ def _pairs(
     modules: Mapping[str, nn.Module], layers: Mapping[fx.Node, tuple[str, ...]], data: set[fx.Node]
 ) -> Iterator[tuple[str, str]]:
     """See `Flow.pairs`."""
-    calls = [weights for weights in layers.values()]
+    calls = list(layers.values())
     for node, weights in layers.items():
         rectified = False
         following = [user for user in node.users if user in data]

@@ -13,6 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from fedunlearn.theory.mirror import carried, mirror_correlation
 
+EVEN = 0.25**2 * (1 - 2 / math.pi)
+
 
 @pytest.mark.parametrize(
     ("psi", "expected"),
@@ -24,7 +26,7 @@ from fedunlearn.theory.mirror import carried, mirror_correlation
         (lambda y: 3 * y + 2, -1.0),
         # leaky: y of slope a where negative is (1 + a) y / 2 + (1 - a) |y| / 2, of which the parts are uncorrelated,
         # with variances ((1 + a) / 2)^2 and ((1 - a) / 2)^2 (1 - 2 / pi).
-        (lambda y: F.leaky_relu(y, 0.5), (0.25**2 * (1 - 2 / math.pi) - 0.75**2) / (0.25**2 * (1 - 2 / math.pi) + 0.75**2)),
+        (lambda y: F.leaky_relu(y, 0.5), (EVEN - 0.75**2) / (EVEN + 0.75**2)),
     ],
     ids=["relu", "tanh", "sigmoid", "abs", "affine", "leaky"],
 )  # fmt: skip

@@ -21,11 +21,12 @@ __all__ = ["NotNot", "other_pair"]
 class NotNot(Method):
     """Algorithm 1 with a pair of layers: the server multiplies both by -1; those who stay fine-tune.
 
-    Behind a rectifier a negated layer is heard as psi(-y) where it was heard as psi(y). Of a normal y about zero, relu(y)
-    and relu(-y) have the correlation -1 / (pi - 1) = -0.47: a weaker copy with its sign turned, and a rest that is new.
-    The second negation turns that copy's sign back. So the network begins its recovery with a part of what it computed,
-    where NoT's begins with the opposite, and with little of what it remembered; see docs/theory.md, "Which layer to
-    negate". It is as free as NoT: no bytes, no passes, no history, neither the data to be forgotten nor who held it.
+    Behind a rectifier a negated layer is heard as psi(-y) where it was heard as psi(y). Of a normal y about zero,
+    relu(y) and relu(-y) have the correlation -1 / (pi - 1) = -0.47: a weaker copy with its sign turned, and a rest that
+    is new. The second negation turns that copy's sign back. So recovery begins with a part of what the network
+    computed, where NoT's begins with the opposite, and with little of what it remembered (docs/theory.md, "Why a pair
+    recovers sooner"). It is as free as NoT: no bytes, no passes, no history, neither the data to be forgotten nor who
+    held it.
 
     Attributes:
         layers: the two, by name; None: the first of `fedunlearn.layers.pairs`. Where an earlier request has negated

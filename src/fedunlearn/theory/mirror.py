@@ -1,4 +1,4 @@
-"""What is left of a signal behind a negated layer: its mirror image psi(-y) beside psi(y), and what later layers hear."""
+"""What comes through a negated layer: its mirror image psi(-y) beside psi(y), and what later layers hear."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _REACH = 12.0  # standard deviations; beyond them a normal density is zero in fl
 
 
 def mirror_correlation(psi: Callable[[Tensor], Tensor], *, mean: float = 0.0, std: float = 1.0) -> float:
-    """The correlation of psi(Y) and psi(-Y) for a normal Y: how much of a signal comes through a negation, and its sign.
+    """The correlation of psi(Y) and psi(-Y) for a normal Y: how much of a signal a negation lets through, and its sign.
 
-    -1 for odd and sigmoid-like functions, where the sign is turned and nothing is lost; 1 for even ones, which do not see
-    it. ReLU's is -1 / (pi - 1) = -0.467 at mean 0: with E psi = s / sqrt(2 pi) and E psi^2 = s^2 / 2 for a standard
+    -1 for odd and sigmoid-like functions, where the sign is turned and nothing is lost; 1 for even ones, which do not
+    see it. ReLU's is -1 / (pi - 1) = -0.467 at mean 0: with E psi = s / sqrt(2 pi) and E psi^2 = s^2 / 2 for a standard
     deviation s, and psi(Y) psi(-Y) = 0, the covariance is -s^2 / (2 pi), the variance s^2 (1/2 - 1 / (2 pi)).
 
     Args:
