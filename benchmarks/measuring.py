@@ -15,7 +15,7 @@ from typing import Any
 from fedunlearn.atomic import write_json
 from fedunlearn.environment import environment
 
-__all__ = ["record", "relative", "spread"]
+__all__ = ["machine", "record", "relative", "spread"]
 
 
 def relative(seconds: Sequence[float], others: Sequence[float]) -> float:
@@ -26,6 +26,13 @@ def relative(seconds: Sequence[float], others: Sequence[float]) -> float:
 def spread(values: Sequence[float]) -> str:
     """Median, and from the smallest to the largest: ``0.17 (0.157 to 0.224)``."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def machine(found: Mapping[str, Any]) -> str:
+    """What recorded results were measured on, in a line."""
+    here = found.get("environment") or environment()
+    torch = here["versions"]["torch"]
+    return f"`{found.get('command', 'not recorded')}`, on {here['cores']} cores of {here['processor']}, torch {torch}"
 
 
 def record(output: Path | None, found: Mapping[str, Any]) -> None:
