@@ -21,16 +21,21 @@ from measuring import machine, record
 from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import Gap, average_gap
 from fedunlearn.evaluation.table import REFERENCE
-from fedunlearn.experimentfile import load
+from fedunlearn.experimentfile import load, shipped
 from fedunlearn.layers import pairs, select
 from fedunlearn.report.report import assemble
 from fedunlearn.runner import run
 from fedunlearn.subject import Subject, subjects
 from fedunlearn.theory.mirror import carried
 
-NETWORKS = {"cnn": "a small CNN", "resnet": "a small ResNet", "vit": "a small ViT"}
-KINDS = {"": 1, "-local": 2}  # local epochs a round
-BUDGETS = (0.2, 0.4, 0.5, 1.0)  # of the bytes that NoT sends in all its rounds
+NETWORKS = {
+    "cnn": "a small CNN",
+    "resnet": "a small ResNet",
+    "vit": "a small ViT",
+    "skewed": "a small CNN, clients that differ",
+}
+KINDS = {"": 1, "-local": 2, "-more": 4}  # local epochs a round
+BUDGETS = (0.25, 0.4, 0.5, 1.0)  # of the bytes that NoT sends in all its rounds
 NOT = "NoT"
 
 
@@ -86,7 +91,7 @@ def main() -> None:
     found: dict[str, Any] = {"frontier": {}, "carried": {}}
     for network in options.networks:
         of: dict[str, Any] = found["frontier"].setdefault(network, {})
-        for kind in KINDS:
+        for kind in (kind for kind in KINDS if f"recovery-{network}{kind}" in shipped()):
             name = f"recovery-{network}{kind}"
             folder = options.runs / name
             for row in run(load(name, options.set), folder, cache=options.runs / "cache"):
@@ -116,14 +121,14 @@ def _frontier(of: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> 
         "| method | local epochs | " + " | ".join(heads) + " | bytes in all | FLOPs in all |",
         "|---|---:|" + "---:|" * (len(BUDGETS) + 2),
     ]
-    for kind, epochs in KINDS.items():
-        for method, points in of[kind].items():
+    for kind, points_of in of.items():
+        for method, points in points_of.items():
             if method == REFERENCE and kind:
                 continue
             cells = [_within(points, share * whole) for share in BUDGETS]
             last = points[-1]
             shares = [f"{last[price] / retrain[price]:.0%}" for price in ("bytes", "flops")]
-            lines.append("| " + " | ".join([method, str(epochs), *cells, *shares]) + " |")
+            lines.append("| " + " | ".join([method, str(KINDS[kind]), *cells, *shares]) + " |")
     return "\n".join(lines)
 
 

@@ -217,7 +217,7 @@ def test_each_refusal_has_its_reason(circumstances: Circumstances, refused: set[
 
 def test_when_all_are_gone_and_nothing_was_kept() -> None:
     left = offered(Circumstances(target_online=False))
-    assert set(can_run(left)) == {"Retrain", "FT", "NoT", "Perturb", "MoDE(guide_target=False)", "l1-sparse"}
+    assert set(can_run(left)) == {"Retrain", "FT", "NoT", "NotNot", "Perturb", "MoDE(guide_target=False)", "l1-sparse"}
 
 
 def test_what_exceeds_a_limit_comes_after_what_does_not() -> None:
