@@ -18,7 +18,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "LIGHT", "NARROW", "WIDE", "Picture", "axes_for", "put_legend", "slug"]
+__all__ = ["COLOURS", "LIGHT", "NARROW", "STYLE", "WIDE", "Picture", "axes_for", "put_legend", "slug"]
 
 COLOURS = {
     "ink": ("#1c2128", "#e9e6df"),
@@ -38,7 +38,7 @@ COLOURS = {
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 WIDE, NARROW, _LEGEND_ROW = (4.6, 2.95), (3.4, 2.3), 0.19  # inches
 _LABEL = 36  # characters that a legend or a title has room for
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -110,7 +110,7 @@ class Picture:
     def _drawn(self, kind: str) -> bytes:
         file = io.BytesIO()
         date = {"svg": "Date", "pdf": "CreationDate"}[kind]  # without it the same run gives the same file
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             self.figure.savefig(file, format=kind, metadata={date: None})
         return file.getvalue()
 
@@ -124,7 +124,7 @@ class axes_for:  # noqa: N801 - used like a function
     def __init__(
         self, title: str, x: str, y: str, size: tuple[float, float] = WIDE, legend: Sequence[str] = ()
     ) -> None:
-        self.context = mpl.rc_context(_STYLE)
+        self.context = mpl.rc_context(STYLE)
         self.labels, rows = (_short(title), x, y), -(-len(legend) // _columns(legend))
         self.size = (size[0], size[1] + _LEGEND_ROW * max(rows - 1, 0))
 
