@@ -451,7 +451,7 @@ def test_recommending(shell: Shell) -> None:
     assert assumed == "resnet18, 10 clients with 500 samples, 1 leaving; kept of the training: nothing"
     lines = [line.split() for line in table[2:]]
     assert [line[0] for line in lines if line[0] != "Perturb"] == [
-        *("FT", "NoT", "l1-sparse", "MoDE(guide_target=False)", "Retrain"),
+        *("FT", "NoT", "NotNot", "l1-sparse", "MoDE(guide_target=False)", "Retrain"),
     ]
     parameters = 11_181_642  # of torchvision's ResNet-18 with ten classes
     assert lines[0][2:6] == ["0", "B", f"{50 * 9 * 2 * 4 * parameters / 1e9:.1f}", "GB"]
