@@ -179,16 +179,15 @@ def _sharded(path: Path) -> Checkpoint:
     shards: dict[str, set[str]] = {}
     for tensor, name in index.content["weight_map"].items():
         shards.setdefault(name, set()).add(tensor)
+    for name in shards:
+        _require_plain(path, name)
     members = []
     for name in sorted(shards):
-        _require_plain(path, name)
         member = _member(path.parent / name)
         held = member.header.tensors.keys()
         if odd := sorted(shards[name] ^ held):
             promised = "lacks" if odd[0] in shards[name] else "also holds"
-            raise CheckpointError(
-                f"{member.path} {promised} {odd[0]}, and {path.name} says otherwise: fetch both again"
-            )
+            raise CheckpointError(f"{member.path} {promised} {odd[0]}, unlike {path.name}: fetch both again")
         members.append(member)
     past = index.history
     for member in members:
@@ -206,6 +205,7 @@ def _index(path: Path) -> Index:
     try:
         text = content.decode()
         entries = json.loads(text, object_pairs_hook=once_each)
+        json.dumps(entries, ensure_ascii=False).encode()  # half a surrogate pair is JSON, and cannot be written back
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no index of shards ({error}): fetch or save it again") from error
     if not isinstance(entries, dict) or not isinstance(entries.get("weight_map"), dict) or not entries["weight_map"]:

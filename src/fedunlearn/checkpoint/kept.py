@@ -13,6 +13,7 @@ from fedunlearn.checkpoint.disk import File
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
 from fedunlearn.checkpoint.found import Checkpoint, Member, find
 from fedunlearn.checkpoint.header import ALIASES, BUFFERS, DTYPES, NEGATIONS, PARAMETERS, Header, opened, value
+from fedunlearn.checkpoint.journal import settle
 from fedunlearn.names import Part
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def save_weights(weights: Weights, path: Path | str, metadata: Mapping[str, str]
     }
     if own.keys() & (metadata or {}).keys():
         raise CheckpointError(f"the metadata keys {', '.join(own)} are taken: choose others")
+    settle(Path(path))  # or a journal would speak of a file that is another now
     content = memoryview(save({**weights.parameters, **weights.buffers}))
     header = Header.parsed(bytes(content[8 : 8 + int.from_bytes(content[:8], "little")]))
     # The library's own order of metadata changes from call to call.

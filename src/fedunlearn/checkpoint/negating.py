@@ -13,7 +13,7 @@ from fedunlearn.checkpoint.disk import File
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
 from fedunlearn.checkpoint.found import Member, find
 from fedunlearn.checkpoint.header import opened
-from fedunlearn.checkpoint.journal import Change, Note, Plan, carry_out
+from fedunlearn.checkpoint.journal import Change, Note, Plan, carry_out, settle
 from fedunlearn.checkpoint.note import mark_of, note_of, note_text
 from fedunlearn.checkpoint.signs import flip
 
@@ -166,6 +166,7 @@ def _require_ours(path: Path) -> None:
 
 
 def _require_free(source: Path, output: Path, force: bool) -> None:
+    settle(output)  # or a journal would speak of a file that is another soon
     if not output.exists():
         return
     if output.samefile(source):
