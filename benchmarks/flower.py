@@ -28,19 +28,21 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 HERE = Path(__file__).resolve().parent
 APP, EXAMPLE = HERE / "flower_app", HERE.parent / "examples" / "flower-hospital"
-sys.path += [str(APP), str(EXAMPLE)]
+sys.path += [str(APP), str(EXAMPLE), str(HERE)]
 
 from deployment import SUPERLINK, Deployment, prepare  # noqa: E402
 from flwr.app import Message  # noqa: E402
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects  # noqa: E402
+from measuring import machine, record, spread  # noqa: E402
 from overhead.client_app import app as client_app  # noqa: E402
 from overhead.served import PLAN, SPARSE, Served, require, seconds  # noqa: E402
 from overhead.work import ASKER, CLIENTS, Cnn, images  # noqa: E402
@@ -264,43 +266,67 @@ def pieces(times: int) -> dict[str, list[float]]:
     return found
 
 
-def told(found: dict[str, Any]) -> Iterator[str]:
-    """What was found, as the tables of docs/flower.md: medians, and from the smallest to the largest."""
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """What was found, for docs/flower-costs.md; of the stages that were measured."""
     flower = {name: found[name] for name in ("simulation", "deployment") if name in found}
-    ways = {name: (one["round"], one["request"]) for name, one in found.get("process", {}).get("ways", {}).items()}
-    ways |= {name: (one["round"]["seconds"], one["request"]["seconds"]) for name, one in flower.items()}
-    yield from row("", "a round, s", "of in-process", "a request, s", "of in-process", head=True)
-    for name, works in ways.items():
-        bases = ways.get(IN_PROCESS, works)
-        pairs = ((spread(spent), ratio(spent, base)) for spent, base in zip(works, bases, strict=True))
-        yield from row(name, *(cell for pair in pairs for cell in pair))
+    told: dict[str, Iterable[str]] = {"flower": chain([machine(found), ""], ways(found, flower))}
     if flower:
-        yield from row("\nseconds of an exchange", *flower, head=True)
-        kinds = {name: by_kind(one) for name, one in flower.items()}
-        for kind in next(iter(kinds.values())):
-            yield from row(kind, *(spread(one[kind]) for one in kinds.values()))
-        yield from row("\nseconds in all, mean", "exchanges", *flower, head=True)
-        for work in WORKS:
-            each = [one[work] for one in flower.values()]
-            exchanges = len(each[0]["exchanges"]) / len(each[0]["seconds"])
-            yield from row(f"a {work}", f"{exchanges:.2f}", *(share_in_exchanges(one) for one in each))
-        yield "\n" + "; ".join(f"{name}: {beginning(one)}" for name, one in flower.items())
+        told |= {"flower-exchanges": exchanges(flower), "flower-work": works(flower)}
     if "process" in found:
-        weighed = found["process"]["bytes"]
-        sizes = ", ".join(f"{kind} {size:,}" for kind, size in sorted(weighed["messages"].items()))
-        yield f"\nbytes of messages in a request: {sizes}; in its rounds, by the register: {weighed['account']:,}"
+        told["flower-bytes"] = [weighed(found["process"]["bytes"])]
     if "pieces" in found:
-        yield from row("\npiece", "ms", head=True)
-        for name, spent in found["pieces"].items():
-            yield from row(name, spread([1000 * value for value in spent]))
+        told["flower-pieces"] = pieces_told(found["pieces"])
+    return {name: "\n".join(lines) + "\n" for name, lines in told.items()}
 
 
-def row(*cells: str, head: bool = False) -> Iterator[str]:
-    """A row of a table in Markdown; a line break before its first cell begins another table."""
-    first = cells[0].lstrip("\n")
-    yield "\n" * (first != cells[0]) + f"| {' | '.join((first, *cells[1:]))} |"
-    if head:
-        yield "|---" * len(cells) + "|"
+def ways(found: Mapping[str, Any], flower: Mapping[str, Any]) -> Iterator[str]:
+    """Seconds of each way to do the work, beside those of one process."""
+    seen = {name: (one["round"], one["request"]) for name, one in found.get("process", {}).get("ways", {}).items()}
+    seen |= {name: (one["round"]["seconds"], one["request"]["seconds"]) for name, one in flower.items()}
+    yield from head("", "a round, s", "of in-process", "a request, s", "of in-process")
+    for name, spent in seen.items():
+        pairs = zip(spent, seen.get(IN_PROCESS, spent), strict=True)
+        yield row(name, *(cell for values, base in pairs for cell in (spread(values), ratio(values, base))))
+
+
+def exchanges(flower: Mapping[str, Any]) -> Iterator[str]:
+    """Seconds of an exchange of messages, by its kind."""
+    yield from head("seconds of an exchange", *flower)
+    kinds = {name: by_kind(one) for name, one in flower.items()}
+    for kind in next(iter(kinds.values())):
+        yield row(kind, *(spread(one[kind]) for one in kinds.values()))
+
+
+def works(flower: Mapping[str, Any]) -> Iterator[str]:
+    """In how many exchanges the work is done, and which part of its time they are."""
+    yield from head("seconds in all, mean", "exchanges", *flower)
+    for work in WORKS:
+        each = [one[work] for one in flower.values()]
+        number = len(each[0]["exchanges"]) / len(each[0]["seconds"])
+        yield row(f"a {work}", f"{number:.2f}", *(share_in_exchanges(one) for one in each))
+    yield ""
+    yield f"Before all that: {'; '.join(f'{name}: {beginning(one)}' for name, one in flower.items())}."
+
+
+def weighed(sizes: Mapping[str, Any]) -> str:
+    kinds = ", ".join(f"{kind} {size:,}" for kind, size in sorted(sizes["messages"].items()))
+    return f"Bytes of messages in a request: {kinds}; in its rounds, by the register: {sizes['account']:,}."
+
+
+def pieces_told(spent: Mapping[str, list[float]]) -> Iterator[str]:
+    yield from head("piece", "ms")
+    for name, values in spent.items():
+        yield row(name, spread([1000 * value for value in values]))
+
+
+def row(*cells: str) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*cells: str) -> Iterator[str]:
+    yield row(*cells)
+    yield "|---" * len(cells) + "|"
 
 
 def by_kind(one: dict[str, Any]) -> dict[str, list[float]]:
@@ -320,10 +346,6 @@ def beginning(one: dict[str, Any]) -> str:
     up = f"{one['up']:.1f} s until its processes are ready, " if "up" in one else ""
     first = f", {one['first round']['seconds'][0]:.1f} s its first round" if one["first round"]["seconds"] else ""
     return f"{up}{one['start']:.1f} s from the command to the server's code{first}"
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def ratio(values: list[float], base: list[float]) -> str:
@@ -347,20 +369,19 @@ def main() -> None:
     options = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before it was done"))  # else Flower's processes stay
-    works: dict[str, Callable[[], Any]] = {
+    stages: dict[str, Callable[[], Any]] = {
         "process": lambda: in_process(options.rounds, options.requests),
         "pieces": lambda: pieces(options.times),
         "simulation": simulation,
         "deployment": deployed,
     }
-    found: dict[str, Any] = {"environment": environment()}
+    found: dict[str, Any] = {}
     for stage in STAGES:
         if stage in options.stages:
-            found[stage] = works[stage]()
-            if options.output:
-                options.output.write_text(json.dumps(found, indent=2))
+            found[stage] = stages[stage]()
+            recorded = record(options.output, found)
     require_same_bits(found)
-    print("\n".join(told(found)))
+    print("\n".join(tables(recorded).values()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ benchmark's function ``tables(found) -> {place: Markdown}``.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,15 +29,17 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def machine(found: Mapping[str, Any]) -> str:
-    """What recorded results were measured on, in a line."""
-    here = found.get("environment") or environment()
-    torch = here["versions"]["torch"]
-    return f"`{found.get('command', 'not recorded')}`, on {here['cores']} cores of {here['processor']}, torch {torch}"
-
-
-def record(output: Path | None, found: Mapping[str, Any]) -> None:
-    """Write raw results, with the command and what it ran on; nothing where no file is named."""
+def record(output: Path | None, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Raw results with the command and what it ran on, written to a file where one is named."""
+    here = Path(__file__).resolve().parent.parent
+    command = " ".join(["python", Path(os.path.relpath(sys.argv[0], here)).as_posix(), *sys.argv[1:]])
+    recorded = {"command": command, "environment": environment(), **found}
     if output is not None:
-        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-        write_json(output, {"command": command, "environment": environment(), **found})
+        write_json(output, recorded)
+    return recorded
+
+
+def machine(recorded: Mapping[str, Any]) -> str:
+    """The command and what it ran on, in a line of Markdown."""
+    on = recorded["environment"]
+    return f"`{recorded['command']}`: {on['processor']}, {on['cores']} cores, torch {on['versions']['torch']}."

@@ -74,7 +74,9 @@ def through(subject: Subject) -> dict[str, dict[str, float]]:
     network, x = subject.network(subject.original), subject.retained[0]
     pair = pairs(network)[0]
     (first,) = select(network)
-    layers = [name.removesuffix(".weight") for name, p in network.named_parameters() if name.endswith("weight") and p.ndim > 1]
+    layers = [
+        name.removesuffix(".weight") for name, p in network.named_parameters() if name.endswith("weight") and p.ndim > 1
+    ]
     places = [*(name.removesuffix(".weight") for name in pair), layers[-1]]
     sets = {str(first): str(first), pair[0]: pair[0], " and ".join(pair): pair}
     return {name: dict(carried(network, chosen, x, places)) for name, chosen in sets.items()}
@@ -103,8 +105,7 @@ def main() -> None:
             layers: {place: fmean(seed[layers][place] for seed in seeds) for place in places}
             for layers, places in seeds[0].items()
         }
-    record(options.output, found)
-    for table in tables(found).values():
+    for table in tables(record(options.output, found)).values():
         print(table)
 
 
@@ -141,7 +142,9 @@ def _within(points: Sequence[Mapping[str, float]], budget: float) -> str:
 
 
 def _carried(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    lines = ["| network | negated | correlation with what it was: behind the pair's first layer | second | last layer |"]
+    lines = [
+        "| network | negated | correlation with what it was: behind the pair's first layer | second | last layer |"
+    ]
     lines.append("|---|---|---:|---:|---:|")
     for network, sets in found.items():
         for negated, places in sets.items():

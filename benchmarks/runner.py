@@ -13,15 +13,15 @@ Told are, on fashion-client, shortened:
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from measuring import machine, record, relative, spread
 
 from fedunlearn.backends.metered import Metered
 from fedunlearn.evaluation.cost import Account
@@ -105,15 +105,22 @@ def main() -> None:
         for name, value in zip(found, (alone, whole, loop, page), strict=True):
             found[name] += [value] if counted else []
 
-    print(f"fashion-client, {options.rounds} rounds, one seed; {options.pairs} runs of each, in turns")
-    for name, values in found.items():
-        print(f"{name:>10}: {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})")
     own = [whole / loop - 1 for whole, loop in zip(found["run"], found["loop in it"], strict=True)]
-    ratios = [whole / alone for whole, alone in zip(found["run"], found["bare"], strict=True)]
-    print(f"own share of a run: {statistics.median(own):.1%} ({min(own):.1%} to {max(own):.1%})")
-    print(f"run / bare loop: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-    if options.output:
-        options.output.write_text(json.dumps({"seconds": found, "own": own, "ratios": ratios}, indent=2))
+    print(tables(record(options.output, {"rounds": options.rounds, "seconds": found, "own": own}))["runner"])
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """A run's own share, whole runs beside bare loops, and the page."""
+    seconds, own = found["seconds"], [100 * share for share in found["own"]]
+    told = {
+        f"{len(own)} runs of each, in turns; {found['rounds']} rounds": "",
+        "a run's own share: all that is neither a round nor scoring, of the time that is, %": spread(own),
+        "whole runs, of bare loops": f"{relative(seconds['run'], seconds['bare']):.2f}",
+        "a whole run, s": spread(seconds["run"]),
+        "the page, its figures and tables, s": spread(seconds["page"]),
+    }
+    head, *rows = [f"| {name} | {value} |" for name, value in told.items()]
+    return {"runner": "\n".join([machine(found), "", head, "|---|---|", *rows]) + "\n"}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,19 @@
 Each place in a document, between `<!-- found: table-1 -->` and `<!-- end: table-1 -->`, say, is filled
 from a file that a command wrote: of `docs/reproduced` (`fedunlearn reproduce`) in `docs/results.md`, of `docs/computed`
 (likewise) and `docs/advised` (`fedunlearn advise`) in `docs/theory.md`, of `docs/audited` (an `audit.json`, and what
-`docs/recognised.py` prints) in `docs/audits.md`. So the documents cannot differ from what was found.
+`docs/recognised.py` prints) in `docs/audits.md`, of `docs/measured` (`benchmarks/NAME.py` or `benchmarks/NAME/run.py`,
+with `--output`) in `docs/performance.md`, `docs/flower-costs.md` and the README. So the documents cannot differ from
+what was found.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from fedunlearn.auditing import Audit
@@ -20,6 +26,7 @@ from fedunlearn.report.tables import audit_as_markdown, beside_as_markdown
 from fedunlearn.report.theory.advice import advice_as_markdown
 
 DOCS = Path(__file__).parent
+BENCHMARKS = DOCS.parent / "benchmarks"
 
 
 def files(folder: str) -> dict[str, Path]:
@@ -44,10 +51,32 @@ def audits() -> dict[str, str]:
     return {**attacked, "recognised": (DOCS / "audited" / "recognised.md").read_text(encoding="utf-8")}
 
 
+def measured() -> dict[str, str]:
+    """The tables that benchmarks make of what they have measured."""
+    sys.path += [] if str(BENCHMARKS) in sys.path else [str(BENCHMARKS)]  # as where one is run
+    found: dict[str, str] = {}
+    for name, path in files("measured").items():
+        script = next(one for one in (BENCHMARKS / f"{name}.py", BENCHMARKS / name / "run.py") if one.exists())
+        found |= runpy.run_path(str(script))["tables"](json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def measured_for(document: str) -> dict[str, str]:
+    """Those of one document: the README has the one called `speed`, docs/flower-costs.md all of Flower's."""
+
+    def home(place: str) -> str:
+        if place == "speed":
+            return "../README.md"
+        return "flower-costs.md" if place.startswith("flower") else "performance.md"
+
+    return {place: told for place, told in measured().items() if home(place) == document}
+
+
 PLACES: dict[str, Callable[[], dict[str, str]]] = {
     "results.md": lambda: reproductions("reproduced"),
     "audits.md": audits,
     "theory.md": theory,
+    **{name: partial(measured_for, name) for name in ("performance.md", "flower-costs.md", "../README.md")},
 }
 """By document: what stands in its places."""
 

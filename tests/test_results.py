@@ -26,10 +26,17 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("document", ["results.md", "audits.md", "theory.md"])
+DOCUMENTS = ["results.md", "audits.md", "theory.md", "performance.md", "flower-costs.md", "../README.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_committed_results_are_what_their_files_say(script: ModuleType, document: str) -> None:
     text = (DOCS / document).read_text(encoding="utf-8")
     assert script.redrawn(text, script.PLACES[document]()) == text
+
+
+def test_each_document_with_places_is_looked_at(script: ModuleType) -> None:
+    assert sorted(DOCUMENTS) == sorted(script.PLACES)
 
 
 @pytest.fixture
