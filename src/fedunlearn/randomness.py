@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-__all__ = ["generator", "seeded", "stable_seed"]
+__all__ = ["generator", "seeded", "stable_seed", "stable_seeds"]
 
 
 def stable_seed(*parts: object) -> int:
@@ -20,6 +20,16 @@ def stable_seed(*parts: object) -> int:
     """
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def stable_seeds(before: Sequence[object], each: Iterable[object], after: Sequence[object]) -> Iterator[int]:
+    """``stable_seed(*before, one, *after)`` for one after another, of which what comes first is hashed once."""
+    begun = hashlib.blake2b("".join(f"{part}\x1f" for part in before).encode(), digest_size=8)
+    end = "".join(f"\x1f{part}" for part in after)
+    for one in each:
+        digest = begun.copy()
+        digest.update(f"{one}{end}".encode())
+        yield int.from_bytes(digest.digest(), "big") >> 1
 
 
 def generator(*parts: object) -> torch.Generator:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -14,7 +15,18 @@ from torch import Tensor
 from fedunlearn.federation import ClientId, Predicate, require_id
 from fedunlearn.randomness import generator
 
-__all__ = ["AnyOf", "AskedFor", "ForgetClass", "ForgetClient", "ForgetInstances", "ForgetShare", "Rest", "resolved"]
+__all__ = [
+    "AnyOf",
+    "AskedFor",
+    "ForgetClass",
+    "ForgetClient",
+    "ForgetInstances",
+    "ForgetShare",
+    "Rest",
+    "held",
+    "resolved",
+    "wholly",
+]
 
 _T = TypeVar("_T")
 
@@ -94,16 +106,36 @@ class ForgetShare:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """Several requests at once."""
+    """Several requests at once: a client is asked about those alone that may mean any of its samples."""
 
     requests: tuple[Predicate, ...]
 
     def __call__(self, client: ClientId, labels: Tensor) -> Tensor:
         """See `Predicate`."""
         meant = torch.zeros(labels.shape, dtype=torch.bool)
-        for request in self.requests:
+        for request in self.concerning(client):
             meant |= request(client, labels)
         return meant
+
+    def concerning(self, client: ClientId) -> list[Predicate]:
+        """Those that may mean samples of ``client``, in order: not those that are plainly about others."""
+        anybody, alone = self._about
+        return [self.requests[number] for number in sorted((*anybody, *alone.get(client, ())))]
+
+    @cached_property
+    def _about(self) -> tuple[list[int], dict[ClientId, list[int]]]:
+        """Positions of requests that may be about anybody, and of those about single clients, by client."""
+        anybody: list[int] = []
+        alone: dict[ClientId, list[int]] = {}
+        for number, request in enumerate(self.requests):
+            if isinstance(request, ForgetClient | AskedFor):
+                alone.setdefault(request.client, []).append(number)
+            elif isinstance(request, ForgetInstances):
+                for client in request.instances:
+                    alone.setdefault(client, []).append(number)
+            else:
+                anybody.append(number)
+        return anybody, alone
 
 
 @dataclass(frozen=True)
@@ -147,6 +179,29 @@ class AskedFor:
                 "run it on a federation whose clients keep an outbox"
             )
         return torch.zeros(labels.shape, dtype=torch.bool)
+
+
+def wholly(predicate: Predicate, client: ClientId) -> bool | None:
+    """Whether a predicate plainly means all samples of a client (True) or none (False); None: its labels decide."""
+    if isinstance(predicate, ForgetClient):
+        return predicate.client == client
+    if isinstance(predicate, AskedFor):
+        return None if predicate.client == client else False
+    if isinstance(predicate, ForgetInstances):
+        return None if predicate.instances.get(client) else False
+    if isinstance(predicate, Rest):
+        meant = wholly(predicate.request, client)
+        return None if meant is None else not meant
+    if isinstance(predicate, AnyOf):
+        each = [wholly(request, client) for request in predicate.concerning(client)]
+        return True if True in each else None if None in each else False
+    return None
+
+
+def held(keeps: Iterable[Predicate], client: ClientId) -> bool | None:
+    """Whether predicates, each of which must mean a sample, plainly leave all of a client's (True) or none (False)."""
+    left = [wholly(predicate, client) for predicate in keeps]
+    return False if False in left else None if None in left else True
 
 
 def resolved(value: _T, client: ClientId, known: Callable[[str], Predicate]) -> _T:

@@ -106,7 +106,8 @@ class Task:
         else:
             present = federation
         retained, forgotten = present.where(Rest(request)), present.where(request)
-        wholly = (client for client in forgotten.clients if client not in retained.clients)
+        staying = set(retained.clients)
+        wholly = (client for client in forgotten.clients if client not in staying)
         targets = tuple(dict.fromkeys((*wholly, *left)))
         return cls(
             weights, present.marking(request), retained, forgotten, targets, training, recovery or training,

@@ -152,6 +152,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, Event]]:
     """What a server may write: each event allowed by those before it."""
     events: list[Event] = [Opened({"a": "key"}, "key", {})]
     ids = iter("0123456789abcdef")
+    listed = {"a"}
     known: list[str] = []  # requests that are open and that no unlearning answers
     open_ones: list[str] = []  # of the unlearning
     unlearning, phase, rounds = -1, "train", 0
@@ -175,7 +176,9 @@ def histories(draw: st.DrawFn) -> list[tuple[str, Event]]:
             case "rotated":
                 events.append(Rotated("key", "signature"))
             case "enrolled":
-                events.append(Enrolled({"a": "key", **{str(number): f"key {number}" for number in range(len(events))}}))
+                gone = draw(st.sets(st.sampled_from(sorted(listed))))
+                listed = (listed - gone) | {f"{len(events)}"}
+                events.append(Enrolled({str(len(events)): f"key {len(events)}"}, sorted(gone)))
             case "file":
                 if (id := next(ids, None)) is not None:
                     events.append(filed(id))
@@ -225,8 +228,13 @@ def test_whatever_a_server_writes(events: list[tuple[str, Event]]) -> None:
             assert one.done == (states <= {"done", "refused"})
         last = deepcopy(now)
     kinds = [event for _, event in events]
-    lists = [event.clients for event in kinds if isinstance(event, Opened | Enrolled)]
-    assert now.clients == lists[-1]
+    expected: dict[str, str] = {}
+    for event in kinds:
+        if isinstance(event, Opened | Enrolled):
+            gone = event.left if isinstance(event, Enrolled) else []
+            expected = {name: key for name, key in {**expected, **event.clients}.items() if name not in gone}
+    assert now.clients == expected
+    assert now.enrolled == set(now.holders.values())
     assert now.trained == sum(isinstance(event, RoundDone) and event.phase == "train" for event in kinds)
     assert sum(map(len, (now.faults, now.waits, now.rotations, now.refused))) == sum(
         isinstance(event, Fault | Waited | Rotated | Refused) for event in kinds

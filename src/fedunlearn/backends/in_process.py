@@ -18,6 +18,7 @@ from fedunlearn.backends.pool import Pool
 from fedunlearn.backends.worker import Settings
 from fedunlearn.client import Client, View, execute
 from fedunlearn.federation import ClientId, Predicate, Program, Reply, Turn
+from fedunlearn.requests import held
 from fedunlearn.weights import Weights
 
 __all__ = ["InProcess", "best_device"]
@@ -66,19 +67,18 @@ class InProcess:
     @cached_property
     def clients(self) -> tuple[ClientId, ...]:
         """See `Federation.clients`."""
-        every = self._engine.clients
-        if not self._view.keeps:
-            return tuple(id for id, client in every.items() if not bool(client.validation.all()))
-        return tuple(id for id, client in every.items() if len(self._view.of(client).positions(None, "train")))
+        return tuple(filter(self._trains, self._engine.training))
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
     ) -> Iterator[tuple[ClientId, Reply]]:
         """See `Federation.run`."""
-        wanted = set(self.clients if clients is None else clients)
-        if strangers := sorted(wanted.difference(self.clients)):
-            raise KeyError(f"no such client here: {', '.join(strangers)}")
-        asked = tuple(id for id in self.clients if id in wanted)
+        asked = self.clients
+        if clients is not None:
+            wanted = set(clients)
+            if strangers := sorted(wanted.difference(self._position)):
+                raise KeyError(f"no such client here: {', '.join(strangers)}")
+            asked = tuple(sorted(wanted, key=self._position.__getitem__))
         return self._engine.run(program, weights, turn, self._view, asked)
 
     def where(self, keeps: Predicate) -> InProcess:
@@ -92,6 +92,17 @@ class InProcess:
     def close(self) -> None:
         """End the workers, which all federations of this process share; they start again when they are needed."""
         self._engine.close()
+
+    @cached_property
+    def _position(self) -> dict[ClientId, int]:
+        return {id: position for position, id in enumerate(self.clients)}
+
+    def _trains(self, id: ClientId) -> bool:
+        """Whether a client that has training samples has some in this view; its labels are asked only if need be."""
+        whole = held(self._view.keeps, id)
+        if whole is not None:
+            return whole
+        return len(self._view.of(self._engine.clients[id]).positions(None, "train")) > 0
 
     def _viewed(self, view: View) -> InProcess:
         other = object.__new__(InProcess)
@@ -125,6 +136,11 @@ class _Engine:
         self._workers = workers or (min(_cores(), len(clients)) if device.type == "cpu" else 1)
         self._worked = 0.0  # seconds, here
         self._pool: Pool | None = None
+
+    @cached_property
+    def training(self) -> tuple[ClientId, ...]:
+        """Who has a training sample at all."""
+        return tuple(id for id, client in self.clients.items() if not bool(client.validation.all()))
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, view: View, asked: Sequence[ClientId]

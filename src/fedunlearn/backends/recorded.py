@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -80,8 +80,12 @@ class Recorder:
         self._matrices: dict[str, Tensor] = {}
         self._shares = torch.zeros(len(self._clients), dtype=torch.float64)
         self._pending: list[dict[str, Tensor]] = []  # of rounds since the last flush
+        # Of each client, the rounds whose models are on the disk: folders of ten thousand clients are not listed anew
+        # at each flush.
+        self._versions = {kind: self._on_the_disk(kind) if rounds else {} for kind in self._rows}
         self._changed: dict[int, int] = {}  # clients since the last flush, with the last round that they took part in
         self._open: dict[int, int] = {}  # samples by client, of the round under way
+        self._slots: dict[int, int] = {}  # and rows of what has arrived: as many as take part, not as there are clients
         self._norms: dict[int, Tensor] = {}  # by client, of the round under way
         self._done: int = rounds - 1  # the last round that was recorded
         self._flushed: int = self._done  # and that is on the disk
@@ -128,7 +132,7 @@ class Recorder:
             save_weights(weights, self._layout.initial)
         if self._rows and not self._matrices:
             self._map(weights)
-        self._open, self._norms = {}, {}
+        self._open, self._norms, self._slots = {}, {}, {}
         _remove(self._layout.updates(number))  # of the same round, broken off by its reader
 
     def take(self, number: int, before: Weights, client: ClientId, reply: Reply) -> None:
@@ -149,7 +153,8 @@ class Recorder:
             if number == 0 or "updates" in self._kinds:
                 write_tensors(self._layout.updates(number) / f"{at}.safetensors", {"row": update.vector()})
         if self._rows:
-            self._matrices["arrived"][at] = reply.weights.vector()
+            slot = self._slots.setdefault(at, len(self._slots))
+            self._matrices["arrived"][slot] = reply.weights.vector()
 
     def commit(self, number: int, before: Weights) -> None:
         """All replies of the round were taken: now each client's share is known."""
@@ -168,7 +173,7 @@ class Recorder:
             )
         vector = before.vector() if "sum" in self._kinds else None
         for at in there if self._rows else ():
-            arrived, share = self._matrices["arrived"][at], self._open[at] / total
+            arrived, share = self._matrices["arrived"][self._slots[at]], self._open[at] / total
             if vector is not None:
                 self._matrices["sum"][at] += share * (arrived - vector)
             if "last_local" in self._kinds:
@@ -188,6 +193,7 @@ class Recorder:
             for at, number in self._changed.items():
                 share = {"share": self._shares[at]} if kind == "last_local" else {}
                 write_tensors(self._layout.row(kind, at, number), {"row": self._matrices[kind][at], **share})
+                self._versions[kind].setdefault(at, []).append(number)
         self._changed = {}
         self._can_go_back_to(self._flushed + 1, self._done + 1)
         self._prune(self._flushed)
@@ -273,9 +279,14 @@ class Recorder:
     def _prune(self, until: int) -> None:
         """Remove versions that a training resumed after round ``until``, or later, does not read."""
         for kind in self._rows:
-            for versions in self._layout.versions(kind).values():
-                for _, path in [version for version in versions if version[0] <= until][:-1]:
-                    path.unlink()
+            for at, numbers in self._versions[kind].items():
+                for number in [number for number in numbers if number <= until][:-1]:
+                    self._layout.row(kind, at, number).unlink()
+                    numbers.remove(number)
+
+    def _on_the_disk(self, kind: Literal["sum", "last_local"]) -> dict[int, list[int]]:
+        versions = self._layout.versions(kind)
+        return {client: [number for number, _ in found] for client, found in versions.items()}
 
     def _merge(self) -> None:
         """Make one segment of all, which takes the last one's place."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 from fedunlearn.backends.wrapper import Wrapper
 from fedunlearn.federation import ClientId, Federation, Program, Reply, Turn
+from fedunlearn.randomness import stable_seeds
 from fedunlearn.weights import Weights
 
 __all__ = ["Sampled"]
@@ -37,10 +39,10 @@ class Sampled(Wrapper):
         return self.inner.run(program, weights, turn, self._drawn(turn) if clients is None else clients)
 
     def _drawn(self, turn: Turn) -> tuple[ClientId, ...]:
-        # The steps of one round are taken by the same clients, so ``turn.step`` is left out.
-        rank = {
-            client: Turn(turn.seed, turn.phase, turn.number).seed_for(client, "takes part") for client in self.clients
-        }
-        return tuple(
-            sorted(self.clients, key=rank.__getitem__)[: math.ceil(round(self.fraction * len(self.clients), 9))]
-        )
+        # The steps of one round are taken by the same clients, so ``turn.step`` is left out. This is all that a round
+        # does for clients that take no part in it: `Turn.seed_for` each would be three times as slow.
+        every = self.clients
+        ranks = stable_seeds((turn.seed, turn.phase, turn.number, ""), every, ("takes part",))
+        count = math.ceil(round(self.fraction * len(every), 9))
+        lowest = heapq.nsmallest(count, zip(ranks, range(len(every)), strict=True))
+        return tuple(every[at] for _, at in lowest)

@@ -57,14 +57,16 @@ class Opened:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """The list of clients is another from here on: some joined, left the list, or have new keys.
+    """The list of clients changes: of a list of a million it says what is new, and nothing of the others.
 
     Attributes:
-        clients: each client's public key, of all.
+        clients: the public key of each client that joins, or has a new one.
+        left: clients that leave the list.
     """
 
     kind: ClassVar = "enrolled"
     clients: Mapping[str, str]
+    left: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

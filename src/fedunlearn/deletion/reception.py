@@ -9,7 +9,7 @@ from fedunlearn.deletion.events import Acknowledged, Filed, Refused
 from fedunlearn.deletion.outbox import OutboxError, desk
 from fedunlearn.deletion.plan import ServiceError, Site
 from fedunlearn.deletion.register import Register
-from fedunlearn.deletion.signing import PublicKey, SigningKey
+from fedunlearn.deletion.signing import PublicKey, SigningKey, sha256
 from fedunlearn.deletion.standing import Standing
 from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, is_id
 from fedunlearn.federation import ClientId
@@ -34,6 +34,7 @@ class Reception:
         self._desk = desk(register.folder)
         self._asking: dict[ClientId, set[str]] = {}  # what each filer has not been told the end of
         self._told: dict[str, str] = {}
+        self._read: dict[str, Signed] = {}  # of the last look: what is open is brought again
 
     def look(self) -> None:
         """Bring answers, fetch and enter requests; once more where there is news for whoever has just filed."""
@@ -48,14 +49,14 @@ class Reception:
                 raise ServiceError(f"{error}: make room, or let this user write there, then start again") from None
             self._note_told([answer for filer in filed for answer in answers.get(filer, ())])
             self._asking = {filer: set[str]() for filer in filed}
+            before, self._read = self._read, {}
             for filer, statements in filed.items():
                 for content in statements[:_MOST_FILED]:
-                    self._enter(filer, content)
+                    self._enter(filer, content, before)
 
     def _answers(self) -> dict[ClientId, list[dict[str, Any]]]:
         """By who filed it, what has changed of the requests that it still asks about."""
         standing, answers = self._standing, dict[ClientId, list[dict[str, Any]]]()
-        refused = {refusal.request: refusal for _, refusal in standing.refused}
         for filer, asked in self._asking.items():
             for id in sorted(asked):
                 if id in standing.requests:
@@ -63,7 +64,7 @@ class Reception:
                     state = "acknowledged" if entry.state == "filed" else entry.state
                     answer = {"request": id, "state": state, "why": entry.why, "receipt": entry.receipt}
                 else:
-                    answer = {"request": id, "state": "refused", "why": refused[id].why, "receipt": None}
+                    answer = {"request": id, "state": "refused", "why": standing.turned_down[id].why, "receipt": None}
                 if self._told.get(id) != answer["state"]:
                     answers.setdefault(filer, []).append(answer)
         return answers
@@ -79,21 +80,30 @@ class Reception:
             )
         )
 
-    def _enter(self, filer: ClientId, content: Any) -> None:
+    def _enter(self, filer: ClientId, content: Any, before: Mapping[str, Signed]) -> None:
         """Enter a request, once; or refuse it."""
         standing = self._standing
         try:
-            signed = Signed.of(content)
+            signed = self._signed(content, before)
             id = signed.statement.id
             known = standing.requests.get(id)
             if known is not None and known.key != signed.key:
                 raise RequestProblem(f"request {id} is another's")
-            if known is None and all(refusal.request != id for _, refusal in standing.refused):
+            if known is None and id not in standing.turned_down:
                 client = self._about_whom(filer, signed)
                 self._register.append(Filed(id, client, signed.json))
             self._asking[filer].add(id)
         except RequestProblem as problem:
             self._refuse(filer, content, str(problem))
+
+    def _signed(self, content: Any, before: Mapping[str, Signed]) -> Signed:
+        """A request, read: its signature is verified once, not at each look for as long as it is open."""
+        try:
+            digest = sha256(content)
+        except (ValueError, TypeError, RecursionError):
+            return Signed.of(content)
+        self._read[digest] = before.get(digest) or Signed.of(content)
+        return self._read[digest]
 
     def _about_whom(self, filer: ClientId, signed: Signed) -> ClientId | None:
         """Of whose data a request is; None: of a class, whoever holds it.
@@ -104,11 +114,9 @@ class Reception:
         said, clients = signed.statement, self._standing.clients
         scope = Scope.of(said.scope)
         if filer == _OPERATOR:
-            # The model may know all that have ever been on the list.
-            enrolled = {*self._standing.enrolled, *self._site.federation.clients}
             if signed.key != self._key.public.text:
                 raise RequestProblem("requests at the server are the operator's: sign them with the server's key")
-            if scope.kind == "client" and said.client not in enrolled:
+            if scope.kind == "client" and not self._ever_enrolled(said.client):
                 raise RequestProblem(f"there is no client {said.client!r} in this federation")
             if scope.kind == "class" and said.data == "deleted":
                 raise RequestProblem(
@@ -123,11 +131,15 @@ class Reception:
             if said.client is not None:
                 raise RequestProblem("a node files for its own samples: leave the client out")
             client = filer
-        for entry in self._standing.requests.values():
+        for entry in self._standing.concerning.get(client, ()):
             again = entry.scope == said.scope and scope.kind != "instances"
-            if entry.client == client and entry.state != "refused" and (again or entry.scope == "client"):
+            if entry.state != "refused" and (again or entry.scope == "client"):
                 raise RequestProblem(f"this was asked already, in request {entry.request}, whose receipt holds for it")
         return client
+
+    def _ever_enrolled(self, client: ClientId | None) -> bool:
+        """Whether the model may know of a client: of all that have ever been on the list."""
+        return client in self._standing.enrolled or client in self._site.federation.clients
 
     def _refuse(self, filer: ClientId, content: Any, why: str) -> None:
         """Write a refusal down, once, and not without end where a node files nonsense."""
@@ -139,7 +151,7 @@ class Reception:
         except RequestProblem:
             signed = None
         refusal = Refused(str(id) if known else "", filer or None, why, signed)
-        before = [other for _, other in self._standing.refused if other.client == refusal.client]
+        before = self._standing.refusals.get(refusal.client, ())
         if refusal not in before:
             if len(before) >= _MOST_FILED:
                 return

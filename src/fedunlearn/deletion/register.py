@@ -24,10 +24,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -55,6 +56,8 @@ __all__ = [
 LARGEST_EVENT = 16 * 2**20
 """Bytes of one event; a receipt that lists who took part in very many rounds is the largest."""
 
+_T = TypeVar("_T")
+_LISTED = 10_000  # clients of one event: with ids and keys as long as they may be 12 MB
 _FILE = "register.sqlite"
 _LOCK = "register.lock"
 _HOLDER = "register.holder.json"
@@ -221,12 +224,12 @@ class Register:
 
     @classmethod
     def create(cls, folder: Path, key: SigningKey, opened: Opened) -> Register:
-        """Make a register, whose first event says whose it is.
+        """Make a register, whose first event says whose it is; a long list of clients goes on in further events.
 
         Args:
             folder: where; made for this user's eyes only if it is not there, and nobody else may write to it.
             key: the server's.
-            opened: the first event; its key is the public half of ``key``.
+            opened: the first event, with all clients; its key is the public half of ``key``.
 
         Raises:
             RegisterError: there is a register already, the folder cannot be written to, or others can write to it too.
@@ -236,7 +239,9 @@ class Register:
             raise RegisterError("the server's key stands on the list of clients: each needs one of its own")
         if opened.key != key.public.text:
             raise RegisterError("the first event of a register names the public key of the server that signs it")
-        first = Row.of(0, now(), opened, register := secrets.token_hex(16))
+        listed = [dict(part) for part in _parts(opened.clients.items())]
+        events: list[Event] = [replace(opened, clients=listed[0] if listed else {}), *map(Enrolled, listed[1:])]
+        new = _rows_of(events, 0, register := secrets.token_hex(16))
         with ExitStack() as held:
             connection = _opened(folder, "rwc", held)
             with _told(folder), _whole(connection):
@@ -244,7 +249,7 @@ class Register:
                     raise RegisterError(f"there is a register in {folder} already: open that one, or name another")
                 for _, table in _TABLES:
                     connection.execute(table)
-                _write(connection, [first], Head.by(key, register, 1, first.hash))
+                _write(connection, new, Head.by(key, register, len(new), new[-1].hash))
             _empty_log(connection)
             return cls(folder, key, connection, held.pop_all())
 
@@ -330,7 +335,7 @@ class Register:
         return self._enter(events, self._key)
 
     def enrol(self, clients: Mapping[str, str]) -> Head:
-        """Have another list of clients from here on, if it is another.
+        """Have another list of clients from here on, if it is another: what changes is entered, all of it or nothing.
 
         Args:
             clients: the public key of each, of all.
@@ -343,7 +348,11 @@ class Register:
             return self._head
         if not self._servers.isdisjoint(clients.values()):
             raise RegisterError("the server's key stands on the list of clients: each needs one of its own")
-        return self._enter([Enrolled(dict(clients))], self._key)
+        before = self._standing.clients
+        joined = _parts([(client, key) for client, key in clients.items() if before.get(client) != key])
+        left = _parts([client for client in before if client not in clients])
+        changes = [Enrolled(dict(new or ()), list(old or ())) for new, old in zip_longest(joined, left)]
+        return self._enter(changes, self._key)
 
     def rotate(self, new: SigningKey) -> Head:
         """Sign with another key from here on; the old one says that it is followed by this one.
@@ -375,13 +384,10 @@ class Register:
         self.close()
 
     def _enter(self, events: Iterable[Event], signing: SigningKey) -> Head:
-        new, at, last = [], now(), self._head.hash
-        for number, event in enumerate(events, self._head.count):
-            new.append(Row.of(number, at, event, last))
-            last = new[-1].hash
+        new = _rows_of(events, self._head.count, self._head.hash)
         if not new:
             return self._head
-        head = Head.by(signing, self._head.register, self._head.count + len(new), last)
+        head = Head.by(signing, self._head.register, self._head.count + len(new), new[-1].hash)
         try:
             with _told(self._folder), _whole(self._connection):
                 _write(self._connection, new, head)
@@ -410,6 +416,20 @@ class Register:
                 f"{self._key.public.fingerprint}: give that one; `fedunlearn keys rotate` changes it"
             )
         return head, _folded(self._folder, entered)
+
+
+def _rows_of(events: Iterable[Event], first: int, previous: str) -> list[Row]:
+    """Events chained to one another and to what is there, entered now."""
+    new, at = list[Row](), now()
+    for number, event in enumerate(events, first):
+        new.append(Row.of(number, at, event, new[-1].hash if new else previous))
+    return new
+
+
+def _parts(listed: Iterable[_T]) -> list[list[_T]]:
+    """In parts that one event each has room for."""
+    left = iter(listed)
+    return list(iter(lambda: list(islice(left, _LISTED)), []))
 
 
 def _require_server(key: SigningKey) -> None:

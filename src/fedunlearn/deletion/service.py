@@ -9,7 +9,7 @@ was in, with the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Literal, Self
@@ -209,7 +209,8 @@ class Service:
 
     def _begin(self, entries: Sequence[Entry]) -> None:
         """Gather what is known of the model as it is, and say that an unlearning begins."""
-        if nothing := [entry for entry in entries if not self._means_something(entry)]:
+        there = set(self._site.federation.clients)
+        if nothing := [entry for entry in entries if not self._means_something(entry, there)]:
             why = "it means no training sample of anybody: there is nothing to forget"
             self._append(*(Refused(entry.request, entry.client, why) for entry in nothing))
             return
@@ -235,10 +236,13 @@ class Service:
             *self._faults("unlearn", 0),
         )
 
-    def _means_something(self, entry: Entry) -> bool:
-        """Whether the model may know anything of what a request is about."""
-        elsewhere = entry.data == "deleted" or entry.client in self._gone
-        return elsewhere or bool(self._site.federation.where(_predicate(entry)).clients)
+    def _means_something(self, entry: Entry, there: Set[ClientId]) -> bool:
+        """Whether the model may know anything of what a request is about, where these clients have samples."""
+        if entry.data == "deleted" or (entry.client not in there and entry.client in self._standing.enrolled):
+            return True
+        if entry.scope == "client":
+            return entry.client in there
+        return bool(self._site.federation.where(_predicate(entry)).clients)
 
     def _go_on(self, current: Unlearning) -> None:
         """The next step of an unlearning."""
@@ -247,8 +251,7 @@ class Service:
         elif current.judgements is None:
             self._audit(current)
         else:
-            waiting = (id for id in current.began.requests if self._standing.requests[id].state != "done")
-            id = next(waiting)
+            id = next(id for id in current.began.requests if id in current.open)
             issued = receipt.issue(self._standing, id, self._register.head, self._key, now())
             self._append(Done(id, issued))
             self._models.prune()
@@ -343,14 +346,18 @@ class Service:
         before, after = (
             {client: Recognised(**found) for client, found in one["found"].items()} for one in (began.audit, audit)
         )
-        judgements = {}
+        judgements, on_the_list = {}, set(self._site.federation.clients)
         for id in began.requests:
             # Only of those whom the request concerns: what was found at others is not for this receipt's reader.
             entry, concerned = self._standing.requests[id], dict.fromkeys(audit["concerned"][id])
             concerned |= dict.fromkeys(began.audit["concerned"][id])
             there = [] if entry.data == "deleted" else concerned
             old, new = ({client: found[client] for client in there if client in found} for found in (before, after))
-            missing = {client: self._missing(entry, client) for client in concerned if client not in new}
+            missing = {
+                client: _missing(entry, gone=client not in on_the_list and client in self._standing.enrolled)
+                for client in concerned
+                if client not in new
+            }
             judgements[id] = asdict(judged(old, new, missing))
         self._append(Audited(began.unlearning, judgements), *self._faults("audit", began.unlearning))
 
@@ -361,12 +368,13 @@ class Service:
         smaller one among them.
         """
         concerned, asked = dict[str, list[ClientId]](), dict[ClientId, None]()
+        everyone = set(task.everyone.clients)
         for id in ids:
             entry = self._standing.requests[id]
             holders = (entry.client,) if entry.client else task.everyone.where(AnyOf((_predicate(entry),))).clients
             concerned[id] = list(holders)
             if entry.data != "deleted":
-                asked |= dict.fromkeys(client for client in holders if client in task.everyone.clients)
+                asked |= dict.fromkeys(client for client in holders if client in everyone)
         program = Recognition(tests=2 * max(map(len, concerned.values())))
         found = {}
         if asked:
@@ -375,12 +383,6 @@ class Service:
                     with suppress(ValueError):  # a client that answers nonsense has not answered
                         found[client] = asdict(Recognised.of(reply.metrics))
         return {"concerned": concerned, "found": found}
-
-    def _missing(self, entry: Entry, client: ClientId) -> str:
-        """Why a client that a request concerns was not audited."""
-        if client in self._gone:
-            return "no client any more"
-        return "data already deleted" if entry.data == "deleted" else "did not answer"
 
     # What is computed on
 
@@ -441,11 +443,6 @@ class Service:
         return self._register.standing()
 
     @property
-    def _gone(self) -> set[ClientId]:
-        """Clients that are not on the list any more."""
-        return self._standing.enrolled - set(self._site.federation.clients)
-
-    @property
     def _opened(self) -> Opened:
         opened = self._standing.opened
         assert opened is not None, "a register begins with the event that says whose it is"
@@ -500,6 +497,13 @@ def _why_unusable(program: Program, turn: Turn, reply: Reply) -> str | None:
     if isinstance(program, Evaluate) and reply.samples and not 0 <= reply.metrics.get("accuracy", -1.0) <= 1:
         return "an answer without an accuracy from 0 to 1"
     return None
+
+
+def _missing(entry: Entry, *, gone: bool) -> str:
+    """Why a client that a request concerns was not audited."""
+    if gone:
+        return "no client any more"
+    return "data already deleted" if entry.data == "deleted" else "did not answer"
 
 
 def _predicate(entry: Entry) -> Predicate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -96,6 +96,7 @@ class Unlearning:
         rounds: its own and recovery's, in order, each with the time when it was over.
         recovered: why recovery ended; None: it has not.
         judgements: of the audit, by request id; None: there was none yet.
+        open: ids of requests that have no receipt yet and were not refused.
         done: whether every request has its receipt, or was refused after all.
     """
 
@@ -104,6 +105,7 @@ class Unlearning:
     rounds: list[tuple[str, RoundDone]] = field(default_factory=list)
     recovered: Recovered | None = None
     judgements: dict[str, dict[str, Any]] | None = None
+    open: set[str] = field(default_factory=set)
     done: bool = False
 
     @property
@@ -148,8 +150,12 @@ class Standing:
         opened: whose register it is; None: it is empty.
         clients: the public key of each client on the list; empty in a simulation.
         holders: of each key that has ever been on it the client: a client can change its key, a key never its client.
+        enrolled: all clients that have ever been on the list.
         requests: by id, in the order in which they came.
+        concerning: the same, by the client whom they are about; None: a class, whoever holds it.
         refused: those that came to nothing, also ones without an id.
+        refusals: the same, by the client who filed them; None: the operator.
+        turned_down: the last refusal of each id.
         rounds: all, in order, each with the time when it was over.
         unlearnings: in order.
         started, faults, waits, rotations: in order, with times.
@@ -158,19 +164,18 @@ class Standing:
     opened: Opened | None = None
     clients: dict[str, str] = field(default_factory=dict)
     holders: dict[str, str] = field(default_factory=dict)
+    enrolled: set[str] = field(default_factory=set)
     requests: dict[str, Entry] = field(default_factory=dict)
+    concerning: dict[str | None, list[Entry]] = field(default_factory=dict)
     refused: list[tuple[str, Refused]] = field(default_factory=list)
+    refusals: dict[str | None, list[Refused]] = field(default_factory=dict)
+    turned_down: dict[str, Refused] = field(default_factory=dict)
     rounds: list[tuple[str, RoundDone]] = field(default_factory=list)
     unlearnings: list[Unlearning] = field(default_factory=list)
     started: list[tuple[str, Started]] = field(default_factory=list)
     faults: list[tuple[str, Fault]] = field(default_factory=list)
     waits: list[tuple[str, Waited]] = field(default_factory=list)
     rotations: list[tuple[str, Rotated]] = field(default_factory=list)
-
-    @property
-    def enrolled(self) -> set[str]:
-        """All clients that have ever been on the list."""
-        return set(self.holders.values())
 
     @property
     def waiting(self) -> list[Entry]:
@@ -211,11 +216,11 @@ def fold(now: Standing, at: str, event: Event) -> None:
     match event:
         case Opened():
             now.opened = event
-            _enrol(now, event.clients)
+            _enrol(now, event.clients, ())
         case Enrolled():
             if not now.holders:
                 raise EventProblem("the register of a simulation has no list of clients")
-            _enrol(now, event.clients)
+            _enrol(now, event.clients, event.left)
         case Started():
             now.started.append((at, event))
         case Filed():
@@ -227,8 +232,11 @@ def fold(now: Standing, at: str, event: Event) -> None:
                 setattr(entry, name, said[name])
             entry.into("filed", at)
             now.requests[event.request] = entry
+            now.concerning.setdefault(event.client, []).append(entry)
         case Refused():
             now.refused.append((at, event))
+            now.refusals.setdefault(event.client, []).append(event)
+            now.turned_down[event.request] = event
             entered = now.requests.get(event.request)
             if entered is not None and not entered.settled:
                 entered.why = event.why
@@ -238,7 +246,11 @@ def fold(now: Standing, at: str, event: Event) -> None:
         case Began():
             if event.unlearning != len(now.unlearnings):
                 raise EventProblem(f"unlearning {event.unlearning} begins where {len(now.unlearnings)} is the next")
-            now.unlearnings.append(Unlearning(event, at))
+            for id in event.requests:
+                if now.requests[id].unlearning is not None:
+                    raise EventProblem(f"request {id} is answered by an unlearning already")
+            unsettled = {id for id in event.requests if not now.requests[id].settled}
+            now.unlearnings.append(Unlearning(event, at, open=unsettled))
             _each(now, event.unlearning, "unlearning", at)
         case Instead():
             one = _unlearning(now, event.unlearning)
@@ -267,13 +279,16 @@ def fold(now: Standing, at: str, event: Event) -> None:
             now.rotations.append((at, event))
 
 
-def _enrol(now: Standing, clients: Mapping[str, str]) -> None:
+def _enrol(now: Standing, clients: Mapping[str, str], left: Sequence[str]) -> None:
     for client, key in clients.items():
         if (known := now.holders.get(key, client)) != client:
             # What was forgotten is known by the client's name: under another it would be trained on again.
             raise EventProblem(f"the key of {client} has been {known}'s: leave it that name on the list")
-    now.clients = dict(clients)
+    now.clients |= clients
     now.holders |= {key: client for client, key in clients.items()}
+    now.enrolled |= clients.keys()
+    for client in left:
+        del now.clients[client]
 
 
 def _unlearning(now: Standing, number: int) -> Unlearning:
@@ -292,6 +307,7 @@ def _each(now: Standing, unlearning: int, state: State, at: str) -> None:
 def _settle(now: Standing, entry: Entry, state: Literal["done", "refused"], at: str) -> None:
     """Close a request, and its unlearning with the last of them."""
     entry.into(state, at)
-    for one in now.unlearnings:
-        if entry.request in one.began.requests:
-            one.done = all(now.requests[id].settled for id in one.began.requests)
+    if entry.unlearning is not None:
+        one = now.unlearnings[entry.unlearning]
+        one.open.discard(entry.request)
+        one.done = not one.open

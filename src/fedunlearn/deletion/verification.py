@@ -127,7 +127,7 @@ class _Looking:
     hashes: dict[int, str] = field(default_factory=dict)
     last: int = -1
     servers: list[PublicKey] = field(default_factory=list)
-    clients: Mapping[str, str] = field(default_factory=dict)
+    clients: dict[str, str] = field(default_factory=dict)
     holders: dict[str, str] = field(default_factory=dict)
     filed: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
@@ -288,12 +288,15 @@ class _Looking:
     def _enrolled(self, event: Enrolled) -> Iterator[str]:
         if not self.holders:
             yield "the register of a simulation has no list of clients"
-        if not event.clients:
-            yield "the list of clients is empty"
+        for client in event.left:
+            if self.clients.pop(client, None) is None:
+                yield f"the client {client[:_SHOWN]} leaves a list that it is not on"
         yield from self._listed(event.clients)
+        if not self.clients:
+            yield "the list of clients is empty"
 
     def _listed(self, clients: Mapping[str, str]) -> Iterator[str]:
-        self.clients = clients
+        self.clients |= clients
         servers = {key.text for key in self.servers}
         for client, text in clients.items():
             try:

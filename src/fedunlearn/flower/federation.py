@@ -22,7 +22,7 @@ from fedunlearn.client import View
 from fedunlearn.deletion.signing import KeyProblem, PublicKey
 from fedunlearn.federation import ClientError, ClientId, Predicate, Program, Reply, TooFewClients, Turn
 from fedunlearn.flower.messages import HELLO, REQUESTS, WORK, MessageError, body_record, parcel, said, talk, unpacked
-from fedunlearn.requests import AnyOf, AskedFor, ForgetClient, ForgetInstances, Rest
+from fedunlearn.requests import AnyOf, Rest, held, wholly
 from fedunlearn.weights import Weights
 
 __all__ = ["Fault", "FaultKind", "Flower", "Greeting", "Stranger", "exchange", "greet"]
@@ -103,11 +103,11 @@ class Flower:
         Whom a view empties is plain from most predicates. The others are asked for their number of samples, once,
         however often a view of the same samples is made; who gives no answer counts as present.
         """
-        there = {client: _held(self._view, client) for client in self._link.nodes}
-        undecided = [client for client, held in there.items() if held is None]
+        there = {client: held(self._view.keeps, client) for client in self._link.nodes}
+        undecided = [client for client, whole in there.items() if whole is None]
         if undecided:
             there |= self._link.counted(self._view, undecided)
-        return tuple(client for client, held in there.items() if held)
+        return tuple(client for client, whole in there.items() if whole)
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, clients: Sequence[ClientId] | None = None
@@ -148,7 +148,7 @@ class _Link:
     limits: Limits | None
     faults: Callable[[Fault], None] | None
     mute: set[ClientId] = field(default_factory=set)  # the last time: they cost one deadline, not two
-    held: list[tuple[ClientId, tuple[Predicate, ...], bool]] = field(default_factory=list)  # predicates have no hash
+    held: dict[ClientId, list[tuple[tuple[Predicate, ...], bool]]] = field(default_factory=dict)
 
     def run(
         self, program: Program, weights: Weights, turn: Turn, view: View, asked: Sequence[ClientId]
@@ -174,7 +174,8 @@ class _Link:
 
     def counted(self, view: View, asked: Sequence[ClientId]) -> dict[ClientId, bool]:
         """Whether clients have a training sample in a view."""
-        there = {client: held for client, keeps, held in self.held if client in asked and keeps == view.keeps}
+        known = ((client, keeps, whole) for client in asked for keeps, whole in self.held.get(client, ()))
+        there = {client: whole for client, keeps, whole in known if keeps == view.keeps}  # predicates have no hash
         asked = [client for client in asked if client not in there]
         turn = Turn(0, "evaluate", 0)
         orders = _Orders(None, None, turn, view)
@@ -182,7 +183,7 @@ class _Link:
             for client, found in self._told(orders, turn, asked[start : start + _CHUNK], _COUNT, tries=1):
                 there[client] = not isinstance(found, Reply) or found.samples > 0
                 if isinstance(found, Reply):
-                    self.held.append((client, view.keeps, there[client]))
+                    self.held.setdefault(client, []).append((view.keeps, there[client]))
         return there
 
     def _told(
@@ -332,42 +333,20 @@ def exchange(
     return statements
 
 
-def _held(view: View, client: ClientId) -> bool | None:
-    """Whether a view keeps all (True) or none (False) of a client's samples; None: only the client knows."""
-    kept = [_meant(predicate, client) for predicate in view.keeps]
-    return False if False in kept else None if None in kept else True
-
-
-def _meant(predicate: Predicate, client: ClientId) -> bool | None:
-    if isinstance(predicate, ForgetClient):
-        return predicate.client == client
-    if isinstance(predicate, AskedFor):
-        return None if predicate.client == client else False
-    if isinstance(predicate, ForgetInstances):
-        return None if predicate.instances.get(client) else False
-    if isinstance(predicate, Rest):
-        meant = _meant(predicate.request, client)
-        return None if meant is None else not meant
-    if isinstance(predicate, AnyOf):
-        each = [_meant(request, client) for request in predicate.requests]
-        return True if True in each else None if None in each else False
-    return None
-
-
 def _concerning(view: View, client: ClientId) -> View:
     """The view, without what plainly changes nothing at a client."""
     keeps = (_narrowed(predicate, client) for predicate in view.keeps)
     request = None if view.request is None else _narrowed(view.request, client)
-    nothing = request is None or _meant(request, client) is False
-    return View(tuple(kept for kept in keeps if _meant(kept, client) is not True), None if nothing else request)
+    nothing = request is None or wholly(request, client) is False
+    return View(tuple(kept for kept in keeps if wholly(kept, client) is not True), None if nothing else request)
 
 
 def _narrowed(predicate: Predicate, client: ClientId) -> Predicate:
     if isinstance(predicate, Rest):
         return Rest(_narrowed(predicate.request, client))
     if isinstance(predicate, AnyOf):
-        some = (_narrowed(request, client) for request in predicate.requests if _meant(request, client) is not False)
-        return AnyOf(tuple(some))
+        some = (request for request in predicate.concerning(client) if wholly(request, client) is not False)
+        return AnyOf(tuple(_narrowed(request, client) for request in some))
     return predicate
 
 

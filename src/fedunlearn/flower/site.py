@@ -48,13 +48,15 @@ def read_roster(path: Path) -> dict[ClientId, str]:
     if content.keys() != {"clients"} or not isinstance(clients, dict) or not clients:
         raise RosterProblem(f'{path} needs one table, [clients], with lines such as hospital-1 = "ecdsa-... AAAA..."')
     roster: dict[ClientId, str] = {}
+    keys = set[str]()
     for client, text in clients.items():
         try:
             key = PublicKey.of(text if isinstance(text, str) else "").text
         except KeyProblem as error:
             raise RosterProblem(f"{path}, client {client}: {error}") from None
-        if key in roster.values():
+        if key in keys:
             raise RosterProblem(f"{path}, client {client}: another client has the same key; each needs its own")
+        keys.add(key)
         roster[client] = key
     return roster
 
