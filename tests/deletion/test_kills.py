@@ -24,6 +24,7 @@ from fedunlearn.flower.local import LocalGrid
 from fedunlearn.flower.site import FlowerSite
 from fedunlearn.weights import Weights
 
+
 class Killed(BaseException):
     """Nothing catches it."""
 

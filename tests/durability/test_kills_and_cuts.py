@@ -3,110 +3,11 @@
 from __future__ import annotations
 
 import random
-import shutil
-import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pytest
 
-from durability.conftest import Clean, Lives, followed
-from durability.disk import Disk, How, Step
-from fedunlearn.deletion.outbox import Outbox
-from fedunlearn.deletion.register import Register, RegisterError
-from fedunlearn.deletion.verification import verify
-
-LIVES = ("run", "serve", "file")
-PHASES = (
-    "training",
-    "unlearning",
-    "recovery",
-    "rows and scores",
-    "history",
-    "cache",
-    "filing",
-    "service",
-    "receipts",
-)
-HOW: tuple[How, ...] = ("nothing", "everything", "in order", "anything")
-
-
-def phases(log: Iterable[Step]) -> list[str]:
-    """In which phase each step is: by its file, else by what the process said last."""
-    found, last = [], "training"
-    for step in log:
-        if step.kind == "M":
-            last = step.path if step.path in PHASES else last
-        elif "/cache/" in step.path or "/cache/" in step.other:
-            found.append("cache")
-        elif "/history" in step.path:
-            found.append("history")
-        elif any(step.path.endswith(name) for name in ("rows.jsonl", "report.json")) or "/1-Original" in step.path:
-            found.append("rows and scores")
-        elif step.path.endswith(".answer.json") or step.other.endswith(".answer.json"):
-            found.append("receipts")
-        else:
-            found.append(last)
-    return found
-
-
-def drawn(clean: Clean, each: int, rng: random.Random) -> list[tuple[int, str]]:
-    """So many steps of each phase, or all that it has."""
-    by_phase: dict[str, list[int]] = {}
-    for number, phase in enumerate(phases(clean.steps)):
-        by_phase.setdefault(phase, []).append(number)
-    return [
-        (number, phase) for phase, numbers in by_phase.items() for number in rng.sample(numbers, min(each, len(numbers)))
-    ]
-
-
-def require_as_if_nothing_had_happened(lives: Lives, clean: Clean, folder: Path, what: str) -> None:
-    ended = lives.live(clean.life, folder)
-    assert ended.said.get("value") == clean.ended.value, f"{what}: {ended.said.get('traceback', 'other values')}"
-
-
-def kill(lives: Lives, clean: Clean, number: int, phase: str) -> bool:
-    """Kill a life before a step, let it go on, and hold its end against the clean one's."""
-    folder = lives.copied(clean.before)
-    killed = lives.live(clean.life, folder, kill=number)
-    if killed.code == 0:  # requests' ids are drawn, and now and then a life has a step less
-        return False
-    assert killed.code == -signal.SIGKILL
-    require_as_if_nothing_had_happened(lives, clean, folder, f"killed before step {number}, in {phase}")
-    shutil.rmtree(folder)
-    return True
-
-
-def cut(lives: Lives, clean: Clean, disk: Disk, done: Sequence[Step], how: How, rng: random.Random, what: str) -> None:
-    """Cut the power, look whether what was promised is there, and go on."""
-    folder = lives.place()
-    disk.cut(how, rng).lay_out(folder)
-    require_what_was_promised(done, clean.folder, folder, what)
-    require_as_if_nothing_had_happened(lives, clean, folder, what)
-    shutil.rmtree(folder)
-
-
-def require_what_was_promised(done: Iterable[Step], was: Path, folder: Path, what: str) -> None:
-    """Requests whose filing has returned are there; the register has all that `append` has returned from."""
-    heads = []
-    for mark in (step.path for step in done if step.kind == "M"):
-        kind, *said = mark.split(" ")
-        if kind == "filed":
-            outbox = Outbox(folder / Path(said[0]).relative_to(was))
-            assert said[1] in [posted.signed.statement.id for posted in outbox.entries()], what
-        if kind == "head":
-            heads.append((int(said[0]), said[1]))
-    register = folder / "server" / "register"
-    if heads:
-        try:
-            read = Register.read(register)
-        except RegisterError as error:
-            raise AssertionError(f"{what}: {error}") from error
-        count, digest = heads[-1]
-        assert read.head.count >= count, what
-        assert read.entered[count - 1].hash == digest, what
-        assert verify(register, [], []).problems == [], what
+from durability.cutting import HOW, LIVES, PHASES, Clean, Lives, cut, drawn, followed, kill
 
 
 def all_cuts(lives: Lives, clean: Clean, each: int, rng: random.Random) -> Counter[str]:
