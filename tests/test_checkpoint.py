@@ -3,11 +3,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import stat
 import tracemalloc
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from fedunlearn.checkpoint import (
     CheckpointError,
     load_weights,
     negate_file,
+    negate_in_place,
     read_layers,
     read_metadata,
     save_weights,
@@ -182,9 +182,69 @@ def test_what_is_no_safetensors_file(source: Path, output: Path, tmp_path: Path)
                 read(tmp_path / name)
     with pytest.raises(CheckpointError, match=r"cannot read .*: No such file"):
         negate_file(tmp_path / "missing", ["conv"], output)
-    with pytest.raises(CheckpointError, match=r"cannot read .*: Is a directory"):
-        read_layers(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CheckpointError, match=r"folder holds no safetensors file"):
+        read_layers(tmp_path / "folder")
+    (tmp_path / "folder.safetensors.index.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no safetensors file"):
+        read_layers(tmp_path / "folder.safetensors.index.json")
     assert not output.exists()
+
+
+def with_header(path: Path, header: bytes, data: bytes) -> Path:
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
+
+
+ENTRY = '"a.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"{{{ENTRY},{ENTRY}}}",  # twice the same tensor
+        f'{{"__metadata__":{{"a":"1","a":"2"}},{ENTRY}}}',
+        f'{{{ENTRY},"b.weight":{{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}}}',  # overlapping
+        f'{{{ENTRY},"b.weight":{{"dtype":"F32","shape":[1],"data_offsets":[12,16]}}}}',  # a hole
+        '{"a.weight":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}',
+        '{"a.weight":{"dtype":"F32","shape":[18446744073709551615,4],"data_offsets":[0,8]}}',
+        '{"a.weight":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
+        "[" * 100_000,
+        "null",
+    ],
+)
+def test_headers_that_lie(header: str, output: Path, tmp_path: Path) -> None:
+    path = with_header(tmp_path / "in.safetensors", header.encode(), bytes(8))
+    before = path.read_bytes()
+    for read in (
+        read_layers,
+        load_weights,
+        lambda path: negate_file(path, ["a"], output),
+        lambda path: negate_in_place(path, ["a"]),
+    ):
+        with pytest.raises(CheckpointError, match="no complete safetensors file"):
+            read(path)
+    assert os.listdir(tmp_path) == [path.name]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("length", [1 << 60, 1 << 63, (1 << 64) - 1, 100_000_001])
+def test_an_absurd_length_takes_no_memory(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "in.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}" * 50)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="no complete safetensors file"):
+            read_layers(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        read_layers(tmp_path / "pipe.safetensors")
 
 
 def test_where_it_may_be_written(source: Path, output: Path, tmp_path: Path) -> None:
@@ -212,14 +272,14 @@ def test_where_it_may_be_written(source: Path, output: Path, tmp_path: Path) -> 
 def test_stopped_in_the_middle_nothing_is_left(
     source: Path, output: Path, error: BaseException, existing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(file: BinaryIO, copy: BinaryIO, length: int) -> None:
-        copy.write(file.read(10))
-        copy.flush()
+    def stop(descriptor: int, content: memoryview, start: int) -> int:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        os.write(descriptor, content[:10])
         raise error
 
     if existing:
         output.write_text("old")
-    monkeypatch.setattr(shutil, "copyfileobj", stop)
+    monkeypatch.setattr(os, "pwrite", stop)
     expected = CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is CheckpointError else None):
         negate_file(source, ["conv"], output, force=True)
@@ -227,13 +287,62 @@ def test_stopped_in_the_middle_nothing_is_left(
     assert not existing or output.read_text() == "old"
 
 
-def test_a_source_that_shrinks_meanwhile_is_noticed(
-    source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["shorter", "rewritten", "replaced"])
+def test_a_source_that_changes_meanwhile_is_noticed(
+    source: Path, output: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "copyfileobj", lambda file, copy, length: copy.write(file.read(10)))
+    content, copied = source.read_bytes(), os.copy_file_range
+
+    def changing(*arguments: int) -> int:
+        if change == "shorter":
+            os.truncate(source, 500)
+        elif change == "rewritten":
+            source.write_bytes(content)
+            os.utime(source, (1, 1))
+        else:
+            with atomic_write(source) as file:
+                file.write(content)
+        return copied(*arguments)
+
+    monkeypatch.setattr(os, "copy_file_range", changing)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         negate_file(source, ["conv"], output)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSPC, None])
+def test_file_systems_that_copy_nothing_themselves(
+    source: Path, output: Path, tmp_path: Path, error: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    negate_file(source, ["conv"], tmp_path / "expected")
+
+    def failing(*arguments: int) -> int:
+        assert error is not None
+        raise OSError(error, os.strerror(error))
+
+    if error is None:  # as on a system without the call
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        monkeypatch.setattr(os, "copy_file_range", failing)
+    if error == errno.ENOSPC:
+        with pytest.raises(CheckpointError, match=r"cannot write .*: No space left"):
+            negate_file(source, ["conv"], output)
+        assert not output.exists()
+    else:
+        negate_file(source, ["conv"], output)
+        assert output.read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_a_copy_leaves_room_in_its_header_and_data_their_place_in_a_block(source: Path, output: Path) -> None:
+    """So that the next negation moves nothing, and file systems can share the blocks."""
+    negate_file(source, ["conv"], output)
+    assert output.stat().st_size - source.stat().st_size == 4096
+    start = [8 + int.from_bytes(path.read_bytes()[:8], "little") for path in (source, output)]
+    assert start[1] - start[0] == 4096
+    twice = output.with_name("twice")
+    negate_file(output, ["conv"], twice)
+    assert twice.stat().st_size == output.stat().st_size
+    assert twice.read_bytes()[start[1] :] == source.read_bytes()[start[0] :]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -25,13 +25,14 @@ def show_layers(
         str,
         typer.Argument(
             metavar="MODEL|FILE",
-            help="A network (resnet18), your own as package.module:callable, or a .safetensors file.",
+            help="A network (resnet18), your own as package.module:callable, or a checkpoint: a .safetensors file, "
+            "the index of a sharded one, or a folder with either.",
         ),
     ],
     as_json: Json = False,
 ) -> None:
     """List the layers that can be negated, and mark the default choice."""
-    if Path(model).is_file() or model.endswith(".safetensors"):
+    if _is_checkpoint(model):
         from fedunlearn.checkpoint import read_layers
 
         _print_layers(read_layers(model), (), as_json)
@@ -49,7 +50,14 @@ def show_layers(
 
 
 def negate_checkpoint(
-    source: Annotated[Path, typer.Argument(metavar="IN.safetensors", help="The checkpoint; it is not changed.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN.safetensors|FOLDER",
+            help="The checkpoint: a file, the index of a sharded one (model.safetensors.index.json), or a folder "
+            "with either. It is not changed, but for --in-place.",
+        ),
+    ],
     layer: Annotated[
         list[str],
         typer.Option(
@@ -57,25 +65,55 @@ def negate_checkpoint(
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="OUT.safetensors", help="Where to write the new checkpoint."),
-    ],
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="OUT.safetensors|FOLDER", help="Where to write the new checkpoint; or --in-place."
+        ),
+    ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Change only the layers' bytes, where they are. A crash leaves the old checkpoint or the new one: "
+            "whatever fedunlearn command next reads it undoes what was broken off. Nobody should have it loaded.",
+        ),
+    ] = False,
     include_bias: Annotated[bool, typer.Option("--include-bias", help="Negate their biases too.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output if it is a file that exists.")] = False,
 ) -> None:
     """Negate layers of a checkpoint; train the result on the data that stay."""
-    from fedunlearn.checkpoint import negate_file
+    from fedunlearn.checkpoint import negate_file, negate_in_place
 
-    done = negate_file(source, layer, output, include_bias=include_bias, force=force)
-    print(f"negated {', '.join(done.names)} ({done.negated_bytes:,} of {done.file_bytes:,} bytes) -> {output}")
+    if in_place and (output is not None or force):
+        raise ValueError("--in-place writes no other file: leave out --output and --force")
+    if in_place:
+        done = negate_in_place(source, layer, include_bias=include_bias)
+    elif output is None:
+        raise ValueError("say where to write the new checkpoint with --output, or negate this one with --in-place")
+    else:
+        done = negate_file(source, layer, output, include_bias=include_bias, force=force)
+    place = "in place" if output is None else f"-> {output}"
+    print(f"negated {', '.join(done.names)} ({done.negated_bytes:,} of {done.file_bytes:,} bytes) {place}")
     if done.again:
         print(f"note: {', '.join(done.again)} had been negated before: that is undone", file=sys.stderr)
+    if done.note is not None:
+        print(
+            f"note: {source} has no room for its sign history, which is in {done.note} now: keep the two together",
+            file=sys.stderr,
+        )
     if done.means:
         print(
             f"note: {len(done.means)} running means of BatchNorm were left alone; where the network is at hand, "
             "fedunlearn.negate(model) lets those behind a negated layer follow",
             file=sys.stderr,
         )
+
+
+def _is_checkpoint(name: str) -> bool:
+    """Whether a file or a folder is meant, and not a network of that name."""
+    path = Path(name)
+    known = name.endswith((".safetensors", ".safetensors.index.json")) or path.is_file()
+    return known or (path.is_dir() and (len(path.parts) > 1 or any(path.glob("*.safetensors*"))))
 
 
 def _network(name: str) -> nn.Module:

@@ -1,0 +1,121 @@
+"""A negated checkpoint beside its source: the file system copies, and only what is negated passes through here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from fedunlearn.checkpoint.choice import Choice
+from fedunlearn.checkpoint.disk import File, copy, sync_folder
+from fedunlearn.checkpoint.errors import CheckpointError, refusing
+from fedunlearn.checkpoint.found import Checkpoint, Member, real
+from fedunlearn.checkpoint.header import opened
+from fedunlearn.checkpoint.journal import JOURNAL, chunks
+from fedunlearn.checkpoint.note import note_of
+from fedunlearn.checkpoint.signs import flip
+
+__all__ = ["negated_file", "negated_folder"]
+
+_WEIGHTS = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "consolidated*.pth",
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "*.gguf",
+    "*.onnx",
+)
+"""Files that hold a model in Hugging Face's folders."""
+
+
+def negated_file(choice: Choice, member: Member, target: File) -> None:
+    """Write one file of a checkpoint, negated, into an empty one."""
+    text = choice.header_text(member)
+    moved = len(text) - len(member.header.text)
+    with opened(member.path) as (file, header):
+        if file.stamp != member.stamp:
+            raise CheckpointError(f"{member.path} changed while it was read: try again")
+        copy(file, target, 0 if not moved else header.start, file.size, 0 if not moved else header.start + moved)
+        if text != header.text:
+            target.write(0, len(text).to_bytes(8, "little") + text)
+    for stretch in choice.stretches(member):
+        for start, size in chunks(stretch):
+            numbers = target.read(start + moved, size)
+            flip(numbers, stretch.dtype)
+            target.write(start + moved, numbers)
+
+
+def negated_folder(choice: Choice, output: Path) -> int:
+    """Write a checkpoint's whole folder, negated, into a new one: all of it, or nothing.
+
+    Returns:
+        The bytes of its files with tensors.
+
+    Raises:
+        CheckpointError: it cannot be read or written, or it holds the model a second time.
+    """
+    checkpoint = choice.checkpoint
+    folder = checkpoint.path.parent
+    if os.path.lexists(output):
+        raise CheckpointError(f"{output} exists: choose another name, or remove it first")
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
+        raise CheckpointError(f"{output} lies in {folder} itself: write beside it")
+    names = list(_files(checkpoint))
+    members = {member.path.name: member for member in checkpoint.members}
+    size = 0
+    with _built(output) as new:
+        for name in names:
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            with File.created(new / name) as target:
+                if str(name) in members:
+                    negated_file(choice, members[str(name)], target)
+                    size += target.size
+                elif checkpoint.index is not None and str(name) == checkpoint.index.path.name:
+                    target.write(0, choice.index_text(checkpoint.index).encode())
+                else:
+                    with File.opened(real(folder / name, folder)) as file:
+                        copy(file, target, 0, file.size, 0)
+                target.sync()
+    return size
+
+
+def _files(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The files of a checkpoint's folder that belong to it, by their names in it."""
+    folder = checkpoint.path.parent
+    own = {member.path for member in checkpoint.members}
+    left_out = {folder / JOURNAL, *map(note_of, own)}  # the history goes where all readers of the new file find it
+    for place, folders, files in os.walk(folder):
+        for name in folders:
+            if (Path(place) / name).is_symlink():
+                raise CheckpointError(f"{Path(place) / name} is a link to a folder: put the folder itself there")
+        # Those of version control and of download caches hold the weights that are to be negated, or vouch for them.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(place) / name
+            if path in left_out:
+                continue
+            if path not in own and any(fnmatchcase(name, pattern) for pattern in _WEIGHTS):
+                raise CheckpointError(f"{path} may hold the same model, and would not be negated: move it away first")
+            yield path.relative_to(folder)
+
+
+@contextmanager
+def _built(output: Path) -> Iterator[Path]:
+    """A folder beside ``output``, which is put in its place once all is in it."""
+    new = output.parent / f".{secrets.token_hex(8)}.tmp"
+    with refusing("write", output):
+        new.mkdir()
+        try:
+            yield new
+            for place, _, _ in os.walk(new):
+                sync_folder(Path(place))
+            os.rename(new, output)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    sync_folder(output.parent)
