@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedunlearn.paged import paged
+from fedunlearn.paged import paged, reserve
 
 
 def test_it_is_zeros_that_can_be_written_row_by_row(tmp_path: Path) -> None:
@@ -49,3 +51,26 @@ def test_it_keeps_float32_at_least(tmp_path: Path, given: torch.dtype, kept: tor
 
 def test_it_may_be_empty(tmp_path: Path) -> None:
     assert paged(tmp_path / "none", 0, torch.zeros(3)).shape == (0, 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="what cannot be set aside is not")
+def test_a_row_that_is_set_aside_has_room_on_the_disk_and_no_other_has(tmp_path: Path) -> None:
+    matrix, row = paged(tmp_path / "rows", 8, torch.zeros(2**20)), 4 * 2**20
+    matrix[0] = 1
+    for number in (0, 3):
+        reserve(tmp_path / "rows", matrix, number)
+    assert 2 * row <= 512 * (tmp_path / "rows").stat().st_blocks <= 4 * row
+    assert matrix.sum(1).tolist() == [2**20, *[0] * 7]  # nothing is changed
+    assert (tmp_path / "rows").stat().st_size == 8 * row
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="what cannot be set aside is not")
+def test_without_room_a_row_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = paged(tmp_path / "rows", 2, torch.zeros(4))
+
+    def full(*arguments: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        reserve(tmp_path / "rows", matrix, 1)

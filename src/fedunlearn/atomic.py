@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["FileError", "atomic_write", "read_json", "write_json"]
+__all__ = ["FileError", "atomic_write", "make_folder", "read_json", "sync_folder", "write_json"]
 
 
 class FileError(ValueError):
@@ -43,7 +43,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -69,8 +69,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; a system that cannot open a folder (Windows) does so by itself."""
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder that may be there, and those above it that are not; its name is on the disk when this returns.
+
+    What is synced in a folder whose own name is not would be lost with it.
+
+    Args:
+        folder: to make.
+        mode: of the folder itself, less the umask's; those above it have those of any new folder.
+
+    Raises:
+        OSError: it cannot be made, or is a file.
+    """
+    if not folder.parent.exists():
+        make_folder(folder.parent)
+    folder.mkdir(mode, exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder durable: what was made, renamed or removed in it.
+
+    A system that cannot open a folder (Windows) does so by itself.
+    """
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

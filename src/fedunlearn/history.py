@@ -6,6 +6,7 @@ model at a time. It is worth something only for the model that its training led 
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedunlearn.atomic import FileError, atomic_write, read_json, write_json
-from fedunlearn.checkpoint import CheckpointError, load_weights
+from fedunlearn.atomic import FileError, atomic_write, make_folder, read_json, write_json
+from fedunlearn.checkpoint import CheckpointError, load_weights, read_metadata, save_weights
 from fedunlearn.federation import ClientId
 from fedunlearn.weights import Weights
 
@@ -36,6 +37,7 @@ __all__ = [
     "norms_of",
     "read_about",
     "read_tensors",
+    "write_initial",
     "write_tensors",
 ]
 
@@ -46,6 +48,7 @@ KINDS: tuple[HistoryKind, ...] = get_args(HistoryKind)
 
 FORMAT = 1
 _NORM_BYTES = 4  # float32
+_DIGEST = "fedunlearn.digest"  # metadata key of each file's own, so that a flipped bit is no other history
 
 ROWS: tuple[Literal["sum", "last_local"], ...] = ("sum", "last_local")
 _ENTRIES = ("clients", "samples", "norms")
@@ -186,10 +189,14 @@ class History:
     @cached_property
     def initial(self) -> Weights:
         """The model before the first kept round."""
+        path = self.layout.initial
         try:
-            return load_weights(self.layout.initial)
+            weights, told = load_weights(path), read_metadata(path)
         except (CheckpointError, OSError) as error:
-            raise self._broken(self.layout.initial) from error
+            raise self._broken(path) from error
+        if told.get(_DIGEST, digest := weights.digest()) != digest:
+            raise self._broken(path)
+        return weights
 
     @cached_property
     def rounds(self) -> Sequence[Kept]:
@@ -323,7 +330,7 @@ class History:
     def _read(self, path: Path) -> dict[str, Tensor]:
         try:
             return read_tensors(path)
-        except (SafetensorError, OSError) as error:
+        except HistoryError as error:
             raise self._broken(path) from error
 
     def _broken(self, path: Path) -> HistoryError:
@@ -362,17 +369,46 @@ def read_about(path: Path) -> dict[str, Any]:
         raise HistoryError(f"{error}: train anew") from error
 
 
+def write_initial(path: Path, weights: Weights) -> None:
+    """Write the model before the first round.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    save_weights(weights, path, {_DIGEST: weights.digest()})
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    content = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as file:
-        file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        file.write(save(content, {_DIGEST: _digest(content)}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, copied out of it."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    """The tensors of a safetensors file, copied out of it.
+
+    Raises:
+        HistoryError: it is not as `write_tensors` has written it, or not there.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            content = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise HistoryError(f"{path} is broken or not there ({error}): train anew") from error
+    if told.get(_DIGEST, digest := _digest(content)) != digest:
+        raise HistoryError(f"{path} is broken, for it was changed since it was written: train anew")
+    return content
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class _Lazy(Mapping[ClientId, Any]):

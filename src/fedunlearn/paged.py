@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["paged"]
+__all__ = ["paged", "reserve"]
 
 
 def paged(path: Path, rows: int, like: Tensor) -> Tensor:
@@ -18,3 +19,20 @@ def paged(path: Path, rows: int, like: Tensor) -> Tensor:
     path.unlink(missing_ok=True)
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.from_file(str(path), shared=True, size=rows * len(like), dtype=dtype).view(rows, len(like))
+
+
+def reserve(path: Path, matrix: Tensor, row: int) -> None:
+    """Set a row's bytes aside on the disk, before it is written: on a full one, writing it would end the process.
+
+    Args:
+        path: of the file.
+        matrix: that `paged` has made of it.
+        row: from 0.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        width = matrix.shape[1] * matrix.element_size()
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), row * width, width)

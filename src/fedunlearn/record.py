@@ -7,11 +7,12 @@ away, everything else is renamed into its place. Rounds after the last saved one
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from fedunlearn.atomic import FileError, atomic_write, read_json, write_json
+from fedunlearn.atomic import FileError, atomic_write, make_folder, read_json, sync_folder, write_json
 from fedunlearn.checkpoint import CheckpointError, load_weights, read_metadata, save_weights
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.federation import Phase
@@ -45,11 +46,13 @@ class Saved:
         phase: that it belongs to.
         round: all that going on needs.
         rows: how many rows were written by then.
+        digest: of those rows.
     """
 
     phase: Phase
     round: Round
     rows: int
+    digest: str
 
 
 class Record:
@@ -78,6 +81,11 @@ class Record:
                 f"{folder / _ROWS} has {len(self.rows)} of {done} rows: remove {folder}, to have it done anew"
             )
         del self.rows[done:]
+        told = self._complete.get("digest") if self.complete else self.saved.digest if self.saved else None
+        if told is not None and told != _digest(self.rows):
+            raise RecordError(
+                f"{folder / _ROWS} was changed since it was written: remove {folder}, to have it done anew"
+            )
         self._wait, self._since = 1.0, time.monotonic()  # seconds to the next saving (the first is a guess), and when
 
     @property
@@ -102,7 +110,7 @@ class Record:
 
     def begin(self) -> None:
         """Make the folder ready for rows after those that there are."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with atomic_write(self.folder / _ROWS) as file:
             file.writelines(map(_row_line, self.rows))
 
@@ -114,7 +122,7 @@ class Record:
 
     def keep(self, name: str, weights: Weights, about: Mapping[str, object]) -> None:
         """Keep a model, as ``weights/NAME.safetensors``."""
-        (self.folder / _WEIGHTS).mkdir(exist_ok=True)
+        make_folder(self.folder / _WEIGHTS)
         save_weights(weights, self.folder / _WEIGHTS / f"{name}.safetensors", {k: str(v) for k, v in about.items()})
 
     def has(self, name: str) -> bool:
@@ -122,8 +130,17 @@ class Record:
         return (self.folder / _WEIGHTS / f"{name}.safetensors").exists()
 
     def kept(self, name: str) -> Weights:
-        """A model that was kept."""
-        return load_weights(self.folder / _WEIGHTS / f"{name}.safetensors")
+        """A model that was kept.
+
+        Raises:
+            RecordError: it was changed since.
+            CheckpointError: it is gone, or cannot be read.
+        """
+        path = self.folder / _WEIGHTS / f"{name}.safetensors"
+        weights = load_weights(path)
+        if (digest := weights.digest()) != self._complete.get("weights", {}).get(name, digest):
+            raise RecordError(f"{path} was changed since it was written: remove {self.folder}, to have it done anew")
+        return weights
 
     def save(
         self, phase: Phase, round: Round, rows: int, *, now: bool = False, first: Callable[[], None] | None = None
@@ -145,9 +162,11 @@ class Record:
             os.fsync(file.fileno())  # before the state says that they are there
         models = {"": round.after, **round.carry}
         negations = {name: weights.negations for name, weights in models.items()}
+        packed, digest = _packed(models), _digest(self.rows[:rows])
         meta = {"phase": phase, "number": round.number, "rows": rows, "models": negations}
-        save_weights(_packed(models), self.folder / _STATE, {_META: json.dumps(meta)})
-        self.saved = Saved(phase, round, rows)
+        meta |= {"digest": digest, "bits": packed.digest()}
+        save_weights(packed, self.folder / _STATE, {_META: json.dumps(meta)})
+        self.saved = Saved(phase, round, rows, digest)
         self._since = time.monotonic()
         self._wait = self._SHARE * (self._since - started)
 
@@ -160,7 +179,11 @@ class Record:
         """
         with open(self.folder / _ROWS, "rb") as file:
             os.fsync(file.fileno())
+        kept = {
+            path.stem: load_weights(path).digest() for path in sorted((self.folder / _WEIGHTS).glob("*.safetensors"))
+        }
         self._complete = {"label": label, "rows": len(self.rows), "failed": failed}
+        self._complete |= {"digest": _digest(self.rows), "weights": kept}
         write_json(self.folder / _COMPLETE, self._complete)
         (self.folder / _STATE).unlink(missing_ok=True)
         self.saved = None
@@ -183,11 +206,12 @@ class Record:
         write_json(temporary / _COMPLETE, {**found._complete, "cached": True})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
+        sync_folder(folder.parent)
         return cls(folder)
 
 
 def copy_durably(source: Path, target: Path) -> None:
-    """Copy a folder so that all files are on the disk when this returns."""
+    """Copy a folder so that all that is in it is on the disk when this returns; its own name need not be."""
 
     def copied(one: str, other: str) -> None:
         shutil.copyfile(one, other)
@@ -195,11 +219,21 @@ def copy_durably(source: Path, target: Path) -> None:
             os.fsync(file.fileno())
 
     shutil.copytree(source, target, copy_function=copied)
+    for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        sync_folder(folder)
 
 
 def _row_line(row: Row) -> bytes:
     """A row as a line of JSON."""
     return json.dumps(dataclasses.asdict(row), separators=(",", ":")).encode() + b"\n"
+
+
+def _digest(rows: Iterable[Row]) -> str:
+    """Of rows: a bit that has flipped on a disk is seldom no JSON, and must not pass for a result."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        digest.update(_row_line(row))
+    return digest.hexdigest()
 
 
 def _read_rows(path: Path) -> Iterator[Row]:
@@ -226,8 +260,11 @@ def _read_state(path: Path) -> Saved | None:
         return None
     try:
         meta = json.loads(read_metadata(path)[_META])
-        models = _unpacked(load_weights(path), meta["models"])
-        return Saved(meta["phase"], Round(meta["number"], models.pop(""), models), meta["rows"])
+        packed = load_weights(path)
+        if packed.digest() != meta["bits"]:
+            raise ValueError("it was changed since it was written")
+        models = _unpacked(packed, meta["models"])
+        return Saved(meta["phase"], Round(meta["number"], models.pop(""), models), meta["rows"], meta["digest"])
     except (CheckpointError, KeyError, ValueError, TypeError) as error:
         raise RecordError(f"{path} is no state of a run ({error}): remove it, to begin this part anew") from None
 

@@ -19,7 +19,7 @@ from typing import Any
 import tomli_w
 from filelock import FileLock, Timeout
 
-from fedunlearn.atomic import FileError, atomic_write, read_json, write_json
+from fedunlearn.atomic import FileError, atomic_write, make_folder, read_json, write_json
 from fedunlearn.checkpoint import CheckpointError
 from fedunlearn.environment import environment
 from fedunlearn.experiment import Experiment
@@ -98,7 +98,7 @@ class RunFolder:
             FolderError: another run is at work here, or another experiment has been.
         """
         self.require_usable()
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         lock = FileLock(self.path / _LOCK)
         try:
             with lock.acquire(timeout=0):
@@ -142,7 +142,7 @@ class RunFolder:
     def write_partition(self, seed: int, partition: Any) -> None:
         """Write down who holds what of a seed's data."""
         folder = self.path / f"seed-{seed}"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         write_json(folder / _PARTITION, partition)
 
     def partition(self, seed: int) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from fedunlearn.atomic import write_json
+from fedunlearn.atomic import make_folder, write_json
 from fedunlearn.backends.wrapper import Wrapper
-from fedunlearn.checkpoint import save_weights
 from fedunlearn.federation import ClientId, Federation, Program, Reply, Turn
 from fedunlearn.history import (
     FORMAT,
@@ -32,9 +31,10 @@ from fedunlearn.history import (
     norms_of,
     read_about,
     read_tensors,
+    write_initial,
     write_tensors,
 )
-from fedunlearn.paged import paged
+from fedunlearn.paged import paged, reserve
 from fedunlearn.weights import Weights
 
 __all__ = ["Recorded", "Recorder"]
@@ -129,7 +129,7 @@ class Recorder:
                 "rewind it to the rounds that are done before training goes on"
             )
         if number == 0:
-            save_weights(weights, self._layout.initial)
+            write_initial(self._layout.initial, weights)
         if self._rows and not self._matrices:
             self._map(weights)
         self._open, self._norms, self._slots = {}, {}, {}
@@ -152,6 +152,8 @@ class Recorder:
             self._norms[at] = norms_of(update)
             if number == 0 or "updates" in self._kinds:
                 write_tensors(self._layout.updates(number) / f"{at}.safetensors", {"row": update.vector()})
+        for name in self._matrices:  # the others' too: when all replies are there is no time for a full disk
+            reserve(self._layout.work / name, self._matrices[name], at)
         if self._rows:
             slot = self._slots.setdefault(at, len(self._slots))
             self._matrices["arrived"][slot] = reply.weights.vector()
@@ -243,7 +245,7 @@ class Recorder:
         # First what would tell, if this were killed, of a history that can be read or gone on with.
         self._layout.complete.unlink(missing_ok=True)
         self._layout.flushed.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(self._layout.begun, self._begun)
         for path in found:
             _remove(path)
@@ -310,6 +312,7 @@ class Recorder:
             self._matrices[name] = paged(self._layout.work / name, len(self._clients), width)
         if "sum" in self._matrices:  # of last local models, none is written but those that are still to come
             for at, versions in self._layout.versions("sum").items():
+                reserve(self._layout.work / "sum", self._matrices["sum"], at)
                 self._matrices["sum"][at] = read_tensors(versions[-1][1])["row"]
 
 

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from filelock import FileLock
 
-from fedunlearn.atomic import atomic_write, write_json
+from fedunlearn.atomic import atomic_write, make_folder, sync_folder, write_json
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import State
 from fedunlearn.deletion.statement import RequestProblem, Scope, Signed, Statement, is_id
@@ -480,7 +480,7 @@ class Outbox:
         if (self.folder / _REGISTER).exists():
             raise OutboxError(f"{self.folder} is a server's register, and no node's outbox: name another folder")
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.folder, 0o700)
             mode = self.folder.stat().st_mode
         except OSError as error:
             raise OutboxError(f"the outbox {self.folder} cannot be made: {error.strerror or error}") from None
@@ -571,6 +571,7 @@ def _wiped(path: Path) -> Iterator[None]:
         return
     with open(path, "r+b") as old:
         yield
+        sync_folder(path.parent)  # or after a power cut the old name could be there again, with nothing but zeros
         old.write(bytes(os.fstat(old.fileno()).st_size))
         old.flush()
         os.fsync(old.fileno())

@@ -32,7 +32,7 @@ from typing import Any, NoReturn, TypeVar
 
 from filelock import FileLock, Timeout
 
-from fedunlearn.atomic import FileError, read_json, write_json
+from fedunlearn.atomic import FileError, make_folder, read_json, write_json
 from fedunlearn.deletion.events import Enrolled, Event, EventProblem, Opened, Rotated, event_of, plain
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey, canonical
 from fedunlearn.deletion.standing import Standing, fold, standing
@@ -588,9 +588,9 @@ def _require_tables(folder: Path, connection: sqlite3.Connection) -> None:
 def _opened(folder: Path, mode: str, held: ExitStack) -> sqlite3.Connection:
     """Lock the folder and open the file to write; ``held`` ends both."""
     with _told(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who asked for what, and why, is nobody else's business
+        make_folder(folder, 0o700)  # who asked for what, and why, is nobody else's business
         _require_own(folder)
-        (folder / _CHECKPOINTS).mkdir(mode=0o755, exist_ok=True)
+        make_folder(folder / _CHECKPOINTS, 0o755)
         if mode == "rwc":
             (folder / _FILE).touch(mode=0o644)  # SQLite's own would be open to whom the umask lets write
         try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedunlearn.federation import Batch, ClientContext, Traffic
 from fedunlearn.needs import Needs, Size
-from fedunlearn.paged import paged
+from fedunlearn.paged import paged, reserve
 from fedunlearn.rounds import Round
 from fedunlearn.task import Method, Task
 from fedunlearn.weights import Average, Weights
@@ -85,9 +85,11 @@ class FedOSD(Method):
             mean.add(reply.weights, 1.0)
         leaving = mean.result().vector() - before
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            staying = paged(Path(folder) / "updates", len(task.retained.clients), before)
+            file = Path(folder) / "updates"
+            staying = paged(file, len(task.retained.clients), before)
             for row, (_, reply) in enumerate(task.retained.run(training, weights, turn)):
                 assert reply.weights is not None
+                reserve(file, staying, row)
                 staying[row] = reply.weights.vector() - before
             # Weights are rounded to their last digit, and so are updates: what is shorter means nothing, and would be
             # drawn out to full length.

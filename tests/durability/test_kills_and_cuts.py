@@ -1,0 +1,75 @@
+"""Killed before any of its write steps, or without power after any of them, each command goes on with the same bits."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from durability.cutting import HOW, LIVES, PHASES, Clean, Lives, cut, drawn, followed, kill
+
+
+def all_cuts(lives: Lives, clean: Clean, each: int, rng: random.Random) -> Counter[str]:
+    """The power fails after steps of every phase."""
+    chosen = dict(drawn(clean, each, rng))
+    found, number, disk = Counter[str](), 0, followed(clean, 0)
+    for place, step in enumerate(clean.steps):
+        if step.kind == "M":
+            continue
+        disk.follow(step)
+        if number in chosen:
+            how = HOW[found.total() % len(HOW)]
+            what = f"no power after step {number} ({step.kind} {step.path} {step.other}), {how}, in {chosen[number]}"
+            cut(lives, clean, disk, clean.steps[: place + 1], how, rng, what)
+            found[chosen[number]] += 1
+        number += 1
+    return found
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_no_step_escapes_the_record(clean: dict[str, Clean], life: str) -> None:
+    """Followed from its record alone, the folder is the one that is there, to the byte."""
+    one = clean[life]
+    there = {
+        path.relative_to(one.folder).as_posix(): None if path.is_dir() else path.read_bytes()
+        for path in one.folder.rglob("*")
+    }
+    assert one.ended.value
+    assert followed(one).live.entries == there
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_killed_before_some_steps_it_ends_with_the_same_bits(lives: Lives, clean: dict[str, Clean], life: str) -> None:
+    rng = random.Random(0)
+    for number, phase in rng.sample(drawn(clean[life], 1, rng), 2 if life != "file" else 1):
+        kill(lives, clean[life], number, phase)
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_without_power_after_some_steps_it_ends_with_the_same_bits(
+    lives: Lives, clean: dict[str, Clean], life: str
+) -> None:
+    rng = random.Random(1)
+    all_cuts(lives, clean[life], 1, rng)
+
+
+@pytest.mark.long
+def test_five_hundred_kills(lives: Lives, clean: dict[str, Clean]) -> None:
+    rng, counts = random.Random(2), Counter[str]()
+    for life in LIVES:
+        for number, phase in drawn(clean[life], 60, rng):
+            counts[phase] += kill(lives, clean[life], number, phase)
+    print(f"killed, by phase: {dict(counts)}, {counts.total()} in all")
+    assert all(counts[phase] >= 20 for phase in PHASES)
+    assert counts.total() >= 500
+
+
+@pytest.mark.long
+def test_five_hundred_power_cuts(lives: Lives, clean: dict[str, Clean]) -> None:
+    rng, counts = random.Random(3), Counter[str]()
+    for life in LIVES:
+        counts += all_cuts(lives, clean[life], 60, rng)
+    print(f"power cuts, by phase: {dict(counts)}, {counts.total()} in all")
+    assert all(counts[phase] >= 20 for phase in PHASES)
+    assert counts.total() >= 500
