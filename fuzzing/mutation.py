@@ -40,7 +40,21 @@ _VALUES: tuple[Any, ...] = (
     *("", "a", "0", "\0", "\ud800", "\u202e", "\x1b[2J", "a\nb", "../../x", "/", "é" * 300, "A" * 70_000),
     *([], {}, [[]], [None], {"": None}, {"kind": None}, {"a": {"a": {}}}),
 )
-_BYTES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\r", b"\n", b'"', b"[", b"{", b"=", b".", b"\xed\xa0\x80", b"\xef\xbb\xbf")
+_BYTES = (
+    b"\0",
+    b"\xff",
+    b"\x7f",
+    b"\x80",
+    b"\r",
+    b"\n",
+    b'"',
+    b"[",
+    b"{",
+    b"=",
+    b".",
+    b"\xed\xa0\x80",
+    b"\xef\xbb\xbf",
+)
 _BLOCK = 4096  # bytes
 
 
@@ -145,7 +159,9 @@ def _value(random: Random, raw: Sequence[str], old: Any) -> Any:
         case bool():
             return not old
         case int():
-            return random.choice((old + 1, old - 1, -old, old * 1000, old / 2 if abs(old) < 2**63 else 0.5, str(old)[:400], [old]))
+            return random.choice(
+                (old + 1, old - 1, -old, old * 1000, old / 2 if abs(old) < 2**63 else 0.5, str(old)[:400], [old])
+            )
         case float():
             return random.choice((-old, old * 1e9, round(old) if isfinite(old) else 0, str(old), [old]))
         case str():
@@ -158,7 +174,7 @@ def _value(random: Random, raw: Sequence[str], old: Any) -> Any:
 
 def _filled(text: str, raw: dict[str, str]) -> bytes:
     for placeholder, there in raw.items():
-        text = text.replace(f'"{placeholder}"', there)
+        text = text.replace(f'"{placeholder}"', there, 4)
     return text.encode("utf-8", "surrogatepass")
 
 

@@ -55,7 +55,9 @@ def _sign_anew(content: dict[str, object]) -> None:
 
 @functools.cache
 def _receipts() -> Sequence[bytes]:
-    return [json.dumps(body["receipt"]).encode() for kind, body in json.loads(REGISTER_EVENTS.seeds()[0]) if kind == "done"]
+    return [
+        json.dumps(body["receipt"]).encode() for kind, body in json.loads(REGISTER_EVENTS.seeds()[0]) if kind == "done"
+    ]
 
 
 def _receipt(data: bytes) -> None:

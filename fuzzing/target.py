@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 __all__ = ["Finding", "Target", "examine", "folder"]
 
-_SECONDS = 1.0  # of this process's own time, whatever else the machine is doing
+_SECONDS = 1.0  # of this process's own time, whatever else the machine is doing, and for each MiB of input:
+_EACH_SECONDS = 4.0
 _GROWTH = 64 * 2**20  # bytes of memory, beyond so many for each byte of input:
 _EACH = 200  # a list in a list is 3 characters, some 64 bytes as an object, and there are two or three copies
 _SENTENCE = 2000  # characters
@@ -34,7 +35,7 @@ class Target:
         name: on the command line.
         read: gives the readers an input.
         refuses: the errors that they may raise.
-        seeds: inputs that are read without an error, to begin with.
+        seeds: inputs to begin with, sound ones.
         mutated: an input made of another, which keeps its outer form, by these draws.
         lines: whether an error may have several sentences, a line each.
     """
@@ -87,7 +88,7 @@ def _measured(size: int) -> Iterator[None]:
     before, started = _forgotten_peak(), time.process_time()
     yield
     took, grown = time.process_time() - started, _bytes("VmHWM") - before
-    if took > _SECONDS:
+    if took > _SECONDS + _EACH_SECONDS * size / 2**20:
         raise Finding(f"{took:.1f} s for {size} bytes")
     if grown > _GROWTH + _EACH * size:
         raise Finding(f"{grown >> 20} MiB of memory for {size} bytes")

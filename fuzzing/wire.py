@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import RecordDict
 
 from fedunlearn.backends.envelope import (
     Answer,
@@ -64,6 +66,16 @@ def _talks() -> Sequence[bytes]:
     return [talk(content)["fedunlearn"]["text"].encode() for content in contents]  # type: ignore[union-attr]
 
 
+@dataclass(frozen=True)
+class _Message:
+    """Flower's own can be made only where a run is under way."""
+
+    content: RecordDict
+
+    def has_content(self) -> bool:
+        return True
+
+
 def _joined(envelope: Envelope) -> bytes:
     return envelope.text.encode() + _END + envelope.body
 
@@ -89,7 +101,7 @@ def _answer(data: bytes) -> None:
 
 def _talk(data: bytes) -> None:
     envelope = _envelope(data)
-    message = Message(parcel(envelope.text, envelope.body), dst_node_id=1, message_type="query")
+    message: Any = _Message(parcel(envelope.text, envelope.body))
     unpacked(message)
     said(message)
 

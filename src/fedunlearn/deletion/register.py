@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
+from fedunlearn.amounts import brief
 from fedunlearn.atomic import FileError, read_json, write_json
 from fedunlearn.deletion.events import Enrolled, Event, EventProblem, Opened, Rotated, event_of, plain
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey, canonical
@@ -80,6 +81,9 @@ _ADVICE = {  # by a word of SQLite's own sentence
 
 class RegisterError(ValueError):
     """A register cannot be read or written; the sentence says what to do."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(brief(sentence))  # it quotes what is in the file
 
 
 @dataclass(frozen=True)
