@@ -6,8 +6,9 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
-import fedunlearn.tomlkinds
+from fedunlearn import tomlkinds
 from fedunlearn.experimentfile import ExperimentError, load
 from fedunlearn.experiments import shipped
 from fuzzing.mutation import bytes_changed, toml_changed
@@ -35,9 +36,8 @@ def _seeds() -> Sequence[bytes]:
 def _read(data: bytes) -> None:
     # A file may name a class of the user's own, whose module is then imported: which modules there are is not the
     # matter here, and some of them do something when they are imported.
-    fedunlearn.tomlkinds.load_object = _nothing_there
     content, *overrides = data.split(_SET)
-    with folder() as place:
+    with folder() as place, patch.object(tomlkinds, "load_object", _nothing_there):
         path = place / "own.toml"
         path.write_bytes(content)
         load(Path(path), [override.decode(errors="surrogateescape") for override in overrides])

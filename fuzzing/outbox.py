@@ -27,24 +27,18 @@ _LABELS = bytes(8 * 20)  # of twenty samples
 def _seeds() -> Sequence[bytes]:
     said = [Statement(id, "instances", None, "why", "2026-11-30T10:00:00+00:00", "here") for id in (_ONE, _TWO)]
     answer = {"request": _ONE, "state": "unlearning", "why": "", "receipt": None}
-    content = {
-        "files": {
-            f"{_ONE}.json": Signed.by(_KEY, said[0]).json,
-            f"{_TWO}.json": Signed.by(_KEY, said[1]).json,
-            f"{_ONE}.instances.json": [3, 5],
-            f"{_TWO}.instances.json": [7],
-            f"{_TWO}.data.json": {"samples": 20, "labels": None, "found": None},
-            f"{_ONE}.answer.json": answer,
-        },
-        "answers": [answer, {"request": _TWO, "state": "done", "why": "", "receipt": {"receipt": 1}}],
-        "listed": "3\n5\n",
+    files = {
+        f"{_ONE}.json": Signed.by(_KEY, said[0]).json,
+        f"{_TWO}.json": Signed.by(_KEY, said[1]).json,
+        f"{_ONE}.instances.json": [3, 5],
+        f"{_TWO}.instances.json": [7],
+        f"{_TWO}.data.json": {"samples": 20, "labels": None, "found": None},
+        f"{_ONE}.answer.json": answer,
     }
+    answers = [answer, {"request": _TWO, "state": "done", "why": "", "receipt": {"receipt": 1}}]
     moving = {_ONE: {"places": [], "samples": None}, _TWO: {"places": [6], "samples": 19}}
-    return [json.dumps({**content, "files": {**content["files"], **more}}).encode() for more in ({}, _moving(moving))]
-
-
-def _moving(content: Any) -> dict[str, Any]:
-    return {".moving.json": content}
+    contents = (files, {**files, ".moving.json": moving})
+    return [json.dumps({"files": one, "answers": answers, "listed": "3\n5\n"}).encode() for one in contents]
 
 
 def _read(data: bytes) -> None:

@@ -46,7 +46,7 @@ _MODEL = Weights(
 def _orders() -> Sequence[bytes]:
     requests = AnyOf((ForgetClass(1), AskedFor("2", "ab"), ForgetClient("1"), ForgetShare(0.1)))
     view = View((Rest(requests),), ForgetInstances({"0": (1, 5)}))
-    training = LocalTraining(Adam(), Cosine(0.1), loss=Away(_MODEL, 2.0))
+    training = LocalTraining(Adam(), Cosine(10), loss=Away(_MODEL, 2.0))
     programs = (training, LocalTraining(loss=VirtualTeacher()), Ascent(training), Evaluate())
     sent = [Broadcast(program, _MODEL, Turn(7, "recover", 3, "a"), view) for program in programs]
     asked = Broadcast(None, None, Turn(2**63, "train", 0, ""), View())
