@@ -137,7 +137,7 @@ def _within(points: Sequence[Mapping[str, float]], budget: float) -> str:
     """The gap of the last model within a budget; nothing, where the first costs more, or all was spent before."""
     able = [point for point in points if point["bytes"] <= budget * (1 + 1e-9)]
     if not able or (len(able) == len(points) and points[-1]["bytes"] < 0.9 * budget):
-        return "–"
+        return "-"
     return f"{able[-1]['gap']:.2f} ({able[-1]['gap_per_seed']:.2f})"
 
 

@@ -1,6 +1,6 @@
 """Draw the gap to Retrain by what was sent, of `docs/measured/recovery.json`.
 
-Run: python docs/draw_recovery.py (needs a file that `python benchmarks/recovery.py --output docs/measured/recovery.json` wrote)
+Run: python docs/draw_recovery.py (of what `python benchmarks/recovery.py --output docs/measured/recovery.json` wrote)
 """
 
 import json

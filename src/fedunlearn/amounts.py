@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = ["parse_bytes", "printable", "scaled", "tell_bytes", "tell_p", "tell_percent"]
+__all__ = ["brief", "parse_bytes", "printable", "scaled", "tell_bytes", "tell_p", "tell_percent"]
 
 _PREFIXES = "kMGTPE"
 _DECIMAL = {"B": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate(_PREFIXES, 1)}}
@@ -48,6 +48,11 @@ def tell_percent(value: float | None) -> str:
 def printable(text: str) -> str:
     """What others have written, without what could move a terminal's cursor or hide a word."""
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def brief(text: str, most: int = 1000) -> str:
+    """A sentence with words of others in it: `printable`, in one line, and of so many characters at most."""
+    return printable(text if len(text) <= most else f"{text[: most - 3]}...")
 
 
 def scaled(number: float) -> tuple[str, str]:

@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is no JSON: {error}") from None
     if not isinstance(content, dict):
         raise FileError(f"{path} holds no table")

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedunlearn.amounts import brief
 from fedunlearn.evaluation.published import published, quantity
 from fedunlearn.experiment import MUST_KEEP_LAST, Experiment
 from fedunlearn.experiments import SCALES, reproducing, shipped
@@ -30,7 +31,7 @@ class ExperimentError(ValueError):
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(map(brief, problems))  # they quote the file
         super().__init__("\n".join(self.problems))
 
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -55,6 +56,18 @@ class Saved:
     digest: str
 
 
+@dataclass(frozen=True)
+class _Meta:
+    """What a state says of itself; of each of its models, the sign history; and digests of the rows and of the bits."""
+
+    phase: Phase
+    number: int
+    rows: Annotated[int, Ge(0)]
+    digest: str
+    bits: str
+    models: Mapping[str, tuple[tuple[str, ...], ...]]
+
+
 class Record:
     """A folder of its own.
 
@@ -73,7 +86,7 @@ class Record:
         self._complete = read_json(folder / _COMPLETE)
         self.saved = None if self.complete else _read_state(folder / _STATE)
         self.rows = list(_read_rows(folder / _ROWS))
-        if self._complete and not {"rows", "label"} <= self._complete.keys():
+        if self._complete and not _is_completion(self._complete):
             raise RecordError(f"{folder / _COMPLETE} is not as a run writes it: remove {folder}, to have it done anew")
         done = self._complete["rows"] if self.complete else self.saved.rows if self.saved else 0
         if len(self.rows) < done:
@@ -259,14 +272,21 @@ def _read_state(path: Path) -> Saved | None:
     if not path.exists():
         return None
     try:
-        meta = json.loads(read_metadata(path)[_META])
+        meta = TypeAdapter(_Meta).validate_json(read_metadata(path)[_META])
         packed = load_weights(path)
-        if packed.digest() != meta["bits"]:
-            raise ValueError("it was changed since it was written")
-        models = _unpacked(packed, meta["models"])
-        return Saved(meta["phase"], Round(meta["number"], models.pop(""), models), meta["rows"], meta["digest"])
-    except (CheckpointError, KeyError, ValueError, TypeError) as error:
-        raise RecordError(f"{path} is no state of a run ({error}): remove it, to begin this part anew") from None
+        if packed.digest() != meta.bits:
+            raise RecordError(f"{path} was changed since it was written: remove it, to begin this part anew")
+        models = _unpacked(packed, meta.models)
+        return Saved(meta.phase, Round(meta.number, models.pop(""), models), meta.rows, meta.digest)
+    except (CheckpointError, KeyError, ValidationError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise RecordError(f"{path} is no state of a run ({why}): remove it, to begin this part anew") from None
+
+
+def _is_completion(content: Mapping[str, Any]) -> bool:
+    """Whether it is what `Record.finish` writes."""
+    rows, failed = content.get("rows"), content.get("failed")
+    return type(rows) is int and rows >= 0 and isinstance(content.get("label"), str) and isinstance(failed, str | None)
 
 
 def _packed(models: Mapping[str, Weights]) -> Weights:
@@ -283,7 +303,7 @@ def _packed(models: Mapping[str, Weights]) -> Weights:
     return Weights(named("parameters"), named("buffers"), aliases)
 
 
-def _unpacked(packed: Weights, models: Mapping[str, list[list[str]]]) -> dict[str, Weights]:
+def _unpacked(packed: Weights, models: Mapping[str, tuple[tuple[str, ...], ...]]) -> dict[str, Weights]:
     def own(model: str, entries: Mapping[str, Any]) -> dict[str, Any]:
         start = f"{model}/"
         return {name.removeprefix(start): value for name, value in entries.items() if name.startswith(start)}
@@ -293,7 +313,7 @@ def _unpacked(packed: Weights, models: Mapping[str, list[list[str]]]) -> dict[st
             own(model, packed.parameters),
             own(model, packed.buffers),
             {new: name.removeprefix(f"{model}/") for new, name in own(model, packed.aliases).items()},
-            tuple(map(tuple, negations)),
+            negations,
         )
         for model, negations in models.items()
     }

@@ -163,13 +163,21 @@ class RunFolder:
         """
         try:
             return tomllib.loads((self.path / _EXPERIMENT).read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError):
+        except (OSError, ValueError, RecursionError):
             raise FolderError(f"{self.path} is no run's folder: it has no {_EXPERIMENT} that can be read") from None
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """On what it ran: each start of the command."""
-        return list(read_json(self.path / _ENVIRONMENT).get("sessions", []))
+        """On what it ran: each start of the command.
+
+        Raises:
+            FileError: the file is not as a run writes it.
+        """
+        path = self.path / _ENVIRONMENT
+        sessions = read_json(path).get("sessions", [])
+        if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+            raise FileError(f"{path} lists no sessions of a run: remove it, and what they ran on is not known any more")
+        return sessions
 
     def _require_own(self, experiment: Experiment, decides: Mapping[str, str]) -> None:
         if not (self.path / _EXPERIMENT).exists():
@@ -184,7 +192,7 @@ class RunFolder:
                 "or remove this one"
             )
         for session in self.sessions[-1:]:
-            other = list(differences([session["decides"], dict(decides)]))
+            other = list(differences([session.get("decides", {}), dict(decides)]))
             # What is complete can be looked at with any version of ours, but must not pass for the user's new code.
             users = [name for name in other if ":" in name or name in ("training data", "test data", "network")]
             if users or (other and not self._all_done(experiment)):
@@ -224,7 +232,7 @@ class Cache:
             return None
         try:
             files = read_json(entry / _FILES).get("files")
-            if files is None or not all((entry / name).is_file() for name in files):
+            if not isinstance(files, list) or not all((entry / str(name)).is_file() for name in files):
                 raise FileError(f"{entry} is not whole")
             return Record.adopted(folder, entry)
         except (FileError, CheckpointError, OSError):  # somebody has tidied up in it, say: it is done anew
@@ -282,9 +290,11 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _deciding(experiment: dict[str, Any]) -> dict[str, Any]:
     """Without what is only said of an experiment, or read off its rows afterwards."""
-    recovery = {name: value for name, value in experiment["recovery"].items() if name != "stop"}
     said = {name: value for name, value in experiment.items() if name not in _SAID}
-    return {**said, "recovery": recovery}
+    recovery = said.get("recovery")
+    if isinstance(recovery, Mapping):
+        said["recovery"] = {name: value for name, value in recovery.items() if name != "stop"}
+    return said
 
 
 def _text(value: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,20 @@ _EXTENDS = "extends"
 _KIND = "kind"  # a table that names another kind is another thing, whose entries do not mix with the old one's
 _NAME, _OPTIONS = "name", "options"  # options belong to what is named beside them, and do not outlive it
 _LANGUAGE = tree_sitter.Language(tree_sitter_toml.language())
+
+_LONGEST = 4 * 2**20  # characters of a file
+_DEEPEST = 64  # tables and arrays within one another
+_LARGEST = 10**1000  # a longer number could not even be quoted
+_TOO_DEEP = f"has more than {_DEEPEST} tables or arrays within one another"
+_TOO_LARGE = "has a whole number of more than 1000 digits"
+# Each begun text is taken whole, also without its end, so that no character is looked at more than twice.
+_TOKENS = re.compile(
+    r"""
+    \"\"\"(?:[^\\]|\\.)*?(?:"{3,5}|\Z) | '''.*?(?:'{3,5}|\Z) | "(?:[^"\\\n]|\\.)*+"? | '[^'\n]*'? | \#[^\n]*
+    | [^"'\#\n.=,\[\]{}]+ | .
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 
 KeyPath = tuple[str | int, ...]
 """Keys from the top, and positions in arrays."""
@@ -121,11 +137,11 @@ def _read(path: Path, named: Mapping[str, Path], within: tuple[Path, ...]) -> Do
         raise TomlError(f"{place}: {_EXTENDS} names one other file, not {target!r}")
     base = named.get(target, path.parent / target)
     chain = (*within, path.resolve())
-    if base.resolve() in chain:
-        raise TomlError(f"{place}: {_EXTENDS} {target!r} goes round in a circle")
-    if not base.is_file():
+    if not os.path.isfile(base):  # a Path's own raises OSError at a name that is too long
         known = f", or one of {', '.join(named)}" if named else ""
         raise TomlError(f"{place}: {_EXTENDS} names {target!r}, but there is no {base}: give a file{known}")
+    if base.resolve() in chain:
+        raise TomlError(f"{place}: {_EXTENDS} {target!r} goes round in a circle")
     own = {key: value for key, value in document.table.items() if key != _EXTENDS}
     places = {where: text for where, text in document.places.items() if where != (_EXTENDS,)}
     return _read(base, named, chain).extended_by(Document(own, document.source, places))
@@ -133,19 +149,71 @@ def _read(path: Path, named: Mapping[str, Path], within: tuple[Path, ...]) -> Do
 
 def _single(path: Path) -> Document:
     try:
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        with open(path, "rb") as file:
+            text = file.read(_LONGEST + 1).decode().replace("\r\n", "\n").replace("\r", "\n")
+        table = _parsed(text)
     except OSError as error:
         raise TomlError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise TomlError(f"{path}: is no text in UTF-8: {error.reason} at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:
         raise TomlError(_located(path, text, str(error))) from None
+    except ValueError as error:
+        raise TomlError(f"{path}: {error}") from None
     tree = tree_sitter.Parser(_LANGUAGE).parse(text.encode())
     places: dict[KeyPath, str] = {}
     for where, line in _lines(tree.root_node):
         places.setdefault(where, f"{path}:{line}")
     return Document(table, str(path), places)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A text's table, of a depth and with numbers that all who handle it can handle.
+
+    Raises:
+        TOMLDecodeError: it is no TOML.
+        ValueError: it is too long, too deep, or has too large a number.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"is longer than {_LONGEST} characters: take out what it does not need")
+    if _deep(text):
+        raise ValueError(_TOO_DEEP)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # Python's own limit to the digits of a number
+        raise ValueError(_TOO_LARGE) from None
+    _require_bounded(table, 0)
+    return table
+
+
+def _deep(text: str) -> bool:
+    """Whether a key has too many parts or brackets lie too deep: tomllib takes long over them, or fills the stack."""
+    dots = brackets = 0
+    for token in _TOKENS.finditer(text):
+        match token[0]:
+            case ".":
+                dots += 1
+            case "[" | "{":
+                dots, brackets = 0, brackets + 1
+            case "]" | "}":
+                dots, brackets = 0, brackets - 1
+            case "\n" | "=" | ",":
+                dots = 0
+        if max(dots, brackets) > _DEEPEST:
+            return True
+    return False
+
+
+def _require_bounded(value: Any, depth: int) -> None:
+    if isinstance(value, Mapping | list):
+        if depth > _DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _require_bounded(item, depth + 1)
+    elif isinstance(value, int) and abs(value) >= _LARGEST:
+        raise ValueError(_TOO_LARGE)
 
 
 def _located(path: Path, text: str, error: str) -> str:
@@ -217,8 +285,8 @@ def _node_keys(node: tree_sitter.Node) -> KeyPath:
 def _keys(dotted: str) -> KeyPath:
     """The parts of a dotted key, unquoted; none if it is malformed."""
     try:
-        below: Any = tomllib.loads(f"{dotted} = 0")
-    except tomllib.TOMLDecodeError:
+        below: Any = _parsed(f"{dotted} = 0")
+    except ValueError:
         return ()
     path: KeyPath = ()
     while isinstance(below, dict) and len(below) == 1:
@@ -229,8 +297,8 @@ def _keys(dotted: str) -> KeyPath:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return _parsed(f"value = {text}")["value"]
+    except ValueError:
         return text.strip()
 
 

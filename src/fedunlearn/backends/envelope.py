@@ -45,6 +45,7 @@ _DTYPES: dict[str, torch.dtype] = {
     if hasattr(torch, name)  # some are younger than the oldest torch that this runs on
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MOST_DIMENSIONS = 64  # of torch's tensors
 
 
 class TooLarge(WireError):
@@ -156,7 +157,8 @@ def read_order(envelope: Envelope, limits: Limits, allow: Iterable[type] = ()) -
     turn = Turn(_whole(seed, -(2**63), 2**64), _one_of(phase, get_args(Phase)), _whole(number), _string(step))
     program, weights = reader.plain(content["program"]), reader.optional(content["weights"])
     keeps, request = reader.plain(content["keeps"]), reader.plain(content["request"])
-    if not isinstance(keeps, tuple) or not all(map(callable, (program or Reply, request or Reply, *keeps))):
+    called = [one for one in (program, request) if one is not None]
+    if not isinstance(keeps, tuple) or not all(map(callable, (*called, *keeps))):
         raise WireError("an order whose program or predicates are none")
     if (program is None) != (weights is None):
         raise WireError("an order with a program and no weights, or with weights and no program")
@@ -330,7 +332,9 @@ def _cut(table: list[Any], body: bytes) -> Iterable[Tensor]:
     for entry in table:
         name, shape = _list(entry, 2)
         dtype = _DTYPES[_one_of(name, _DTYPES)]
-        sizes = [_whole(size) for size in _list(shape)]
+        if len(_list(shape)) > _MOST_DIMENSIONS:  # whose product alone could take minutes
+            raise WireError(f"a tensor of more than {_MOST_DIMENSIONS} dimensions")
+        sizes = [_whole(size) for size in shape]
         _whole(math.prod(max(size, 1) for size in sizes))  # strides would overflow, even where there is no element
         length = math.prod(sizes) * dtype.itemsize
         raw = bytearray(memoryview(body)[start : start + length])

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedunlearn.amounts import brief
 from fedunlearn.importing import path_of
 from fedunlearn.weights import Weights
 
@@ -34,6 +35,9 @@ _VOCABULARY = (
 
 class WireError(ValueError):
     """A message that cannot be sent, or that is refused."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(brief(sentence))  # it quotes the message
 
 
 def encode(value: object) -> tuple[Any, list[Weights | Tensor]]:

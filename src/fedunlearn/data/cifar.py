@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedunlearn.amounts import brief
+
 __all__ = ["read"]
 
 
@@ -41,7 +43,7 @@ def _batch(path: Path, entry: str, classes: int) -> tuple[NDArray[np.uint8], Ten
     except OSError:
         raise
     except Exception as error:  # damaged pickles raise whatever they run into
-        raise ValueError(f"{path} is no file of CIFAR's ({error}): fetch it again") from None
+        raise ValueError(f"{path} is no file of CIFAR's ({brief(str(error), 200)}): fetch it again") from None
     named = {_text(name): value for name, value in found.items()} if isinstance(found, dict) else {}
     pixels, labels = named.get("data"), named.get(entry)
     if not isinstance(pixels, _Array) or not isinstance(labels, list):

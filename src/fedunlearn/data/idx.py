@@ -15,6 +15,7 @@ __all__ = ["read"]
 
 _GZIP = b"\x1f\x8b"
 _UBYTE = b"\x00\x00\x08"
+_MOST_DIMENSIONS = 8
 
 
 def read(path: Path) -> Tensor:
@@ -39,6 +40,8 @@ def read(path: Path) -> Tensor:
     if not content.startswith(_UBYTE):
         raise ValueError(f"{path} is no IDX file of unsigned bytes: it starts with {content[:4].hex(' ')}")
     dimensions = int.from_bytes(content[3:4])
+    if dimensions > _MOST_DIMENSIONS:
+        raise ValueError(f"{path} has {dimensions} dimensions, which no images have: fetch it again")
     start = 4 + 4 * dimensions
     if len(content) < start:
         raise ValueError(f"{path} is cut short within its header: fetch it again")

@@ -322,8 +322,9 @@ def tell_method(method: Mapping[str, Any]) -> str:
     """A method as `Began` has it, in a line: ``NoT(again="other", layers=First)``."""
     if not method:
         return "not known"
-    options = (f"{name}={_told(value)}" for name, value in method.get("options", {}).items())
-    return f"{method.get('name')}({', '.join(options)})"
+    options = method.get("options")
+    told = (f"{name}={_told(value)}" for name, value in (options.items() if isinstance(options, Mapping) else ()))
+    return f"{method.get('name')}({', '.join(told)})"
 
 
 def _told(value: Any) -> str:

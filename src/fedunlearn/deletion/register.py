@@ -32,6 +32,7 @@ from typing import Any, NoReturn, TypeVar
 
 from filelock import FileLock, Timeout
 
+from fedunlearn.amounts import brief
 from fedunlearn.atomic import FileError, make_folder, read_json, write_json
 from fedunlearn.deletion.events import Enrolled, Event, EventProblem, Opened, Rotated, event_of, plain
 from fedunlearn.deletion.signing import KeyProblem, PublicKey, SigningKey, canonical
@@ -83,6 +84,9 @@ _ADVICE = {  # by a word of SQLite's own sentence
 
 class RegisterError(ValueError):
     """A register cannot be read or written; the sentence says what to do."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(brief(sentence))  # it quotes what is in the file
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class SigningKey:
             openssh = b"BEGIN OPENSSH" in raw
             load = serialization.load_ssh_private_key if openssh else serialization.load_pem_private_key
             key = load(raw, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except Exception:  # as with public keys, whatever these raise
             key = None
         if not isinstance(key, Ed25519PrivateKey | EllipticCurvePrivateKey):
             raise KeyProblem(f"{path} holds no private key without a password: make one with `fedunlearn keys new`")

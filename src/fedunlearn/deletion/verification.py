@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fedunlearn.amounts import brief
 from fedunlearn.deletion.events import (
     Began,
     Done,
@@ -157,7 +158,7 @@ class _Looking:
         if first <= end:
             missing = f"event {first} is" if first == end else f"events {first} to {end} are"
             self.problems.append(f"{missing} missing, removed from before event {row.number}; {_COPY}")
-        elif not row.follows(self.hashes[end] if row.number else self.head.register):
+        elif not row.follows(self.hashes.get(end, "") if row.number else self.head.register):
             self.problems.append(
                 f"event {row.number} was changed, inserted or moved: its hash does not follow from the one before it; "
                 f"{_COPY}"
@@ -213,7 +214,8 @@ class _Looking:
             )
 
     def found(self, warnings: list[str]) -> Verification:
-        return Verification(self.problems, warnings, len(self.hashes), self.head)
+        told = [brief(problem) for problem in self.problems]  # names that somebody else has chosen stand in them
+        return Verification(told, warnings, len(self.hashes), self.head)
 
     @property
     def untrusted(self) -> str:
