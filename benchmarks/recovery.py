@@ -1,10 +1,10 @@
 """What recovery costs: how close to Retrain, by what was sent: `python benchmarks/recovery.py`.
 
-Three networks, and one where clients differ, three seeds each: the published methods and NotNot with one local epoch a
-round (recovery-cnn, -resnet, -vit, -skewed), and some of them with two and half the rounds (the same, -local). A gap at a
-budget is that of the last scored model that costs no more: the average gap of the means over seeds, in percentage points,
-and in brackets the mean of the seeds' own. Beside it, why a pair of layers recovers sooner: what comes through its
-negation in the models before the request.
+Three networks, and one where clients differ, three seeds each: the published methods and NotNot with one local epoch
+a round (recovery-cnn, -resnet, -vit, -skewed), and some of them with two and half the rounds (-local). A gap at a
+budget is that of the last scored model that costs no more: the average gap of the means over seeds, in percentage
+points, and in brackets the mean of the seeds' own. Beside it, why a pair of layers recovers sooner: what comes through
+its negation in the models before the request.
 
 The runs take two hours on two cores; broken off, the same command goes on, and runs that are there are read.
 """
