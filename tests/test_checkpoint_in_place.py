@@ -98,9 +98,11 @@ def plain(folder: Path) -> Path:
 
 
 def roomy(folder: Path) -> Path:
-    """A file of ours."""
+    """A file with room: a copy that `negate_file` wrote."""
     rng = torch.Generator().manual_seed(0)
-    save_weights(Weights({f"{name}.weight": torch.randn(40, 3, generator=rng) for name in "abc"}), folder / "model")
+    save_weights(Weights({f"{name}.weight": torch.randn(40, 3, generator=rng) for name in "abc"}), folder / "first")
+    negate_file(folder / "first", "b", folder / "model")
+    (folder / "first").unlink()
     return folder / "model"
 
 
@@ -450,7 +452,7 @@ def test_two_at_once(tmp_path: Path) -> None:
         patch.setattr(journals, "flip", meanwhile)
         negate_in_place(path, ["a"])
     assert len(tried) == 3
-    assert load_weights(path).negations == (("a.weight",),)
+    assert load_weights(path).negations == (("b.weight",), ("a.weight",))
 
 
 def test_files_that_are_others_too(tmp_path: Path) -> None:

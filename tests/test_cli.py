@@ -58,6 +58,30 @@ def test_negating_a_checkpoint(shell: Shell, checkpoint: Path) -> None:
     assert shell(*again, "--force")[0] == 0
 
 
+def test_negating_a_checkpoint_in_place(shell: Shell, checkpoint: Path) -> None:
+    code, out, err = shell("negate", checkpoint, "--layer", "conv", "--in-place")
+    assert (code, out) == (0, f"negated conv.weight (24 of {checkpoint.stat().st_size:,} bytes) in place\n")
+    assert "has no room for its sign history, which is in" in err
+    assert load_file(checkpoint)["conv.weight"].eq(-1).all()
+    assert "negated before" in shell("negate", checkpoint, "--layer", "conv", "--in-place")[2]
+    for wrong in ((), ("--in-place", "-o", "x"), ("--in-place", "--force")):
+        code, out, err = shell("negate", checkpoint, "--layer", "conv", *wrong)
+        assert (code, out) == (2, "")
+        assert "--in-place" in err
+    assert load_file(checkpoint)["conv.weight"].eq(1).all()
+
+
+def test_a_folder_with_a_checkpoint(shell: Shell, checkpoint: Path) -> None:
+    folder = checkpoint.parent / "hf"
+    folder.mkdir()
+    checkpoint.rename(folder / "model.safetensors")
+    assert "conv.weight" in shell("layers", folder)[1]
+    code, out, err = shell("negate", folder, "--layer", "conv", "-o", folder.with_name("new"))
+    assert (code, err) == (0, "")
+    assert out.endswith(f"-> {folder.with_name('new')}\n")
+    assert load_file(folder.with_name("new") / "model.safetensors")["conv.weight"].eq(-1).all()
+
+
 @pytest.mark.parametrize(
     ("layer", "says"),
     [("konv", "did you mean conv"), ("conv[5:9]", "there are no such rows"), ("x*", "fits no layer")],

@@ -105,20 +105,19 @@ class Header:
         row = (last - first) // self.tensors[part.name]["shape"][0]
         return first + row * part.rows[0], first + row * part.rows[1]
 
-    def telling(self, metadata: Mapping[str, str]) -> bytes:
-        """The JSON with other metadata: as long as this one where there is room, else longer and with new room."""
+    def compact(self, metadata: Mapping[str, str]) -> bytes:
+        """The JSON with other metadata, no longer than it must be to align the data to 8 bytes."""
         content = {"__metadata__": dict(metadata), **self.tensors}
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-        length = len(self.text)
+        return text.ljust(-(-len(text) // 8) * 8)
+
+    def telling(self, metadata: Mapping[str, str]) -> bytes:
+        """The JSON with other metadata: as long as this one where there is room, else longer and with new room."""
+        text, length = self.compact(metadata).rstrip(), len(self.text)
         if len(text) > length:
             length += -(-(len(text) - length) // _ROOM) * _ROOM
             length += -length % 8  # the data of old files may not be aligned
         return text.ljust(length)
-
-    def roomy(self, metadata: Mapping[str, str]) -> bytes:
-        """The JSON with other metadata and room for more; the data begin with a block."""
-        text = self.telling(metadata).rstrip()
-        return text.ljust(len(text) + _ROOM // 4 + -(8 + len(text) + _ROOM // 4) % _ROOM)
 
 
 @contextmanager

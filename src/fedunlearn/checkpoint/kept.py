@@ -44,7 +44,7 @@ def save_weights(weights: Weights, path: Path | str, metadata: Mapping[str, str]
     content = memoryview(save({**weights.parameters, **weights.buffers}))
     header = Header.parsed(bytes(content[8 : 8 + int.from_bytes(content[:8], "little")]))
     # The library's own order of metadata changes from call to call.
-    text = header.roomy(dict(sorted({**(metadata or {}), **own}.items())))
+    text = header.compact(dict(sorted({**(metadata or {}), **own}.items())))
     with refusing("write", Path(path)), atomic_write(Path(path)) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(content[header.start :])

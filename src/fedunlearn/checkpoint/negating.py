@@ -89,7 +89,7 @@ def negate_in_place(path: Path | str, layers: str | Sequence[str], *, include_bi
     the checkpoint before anything else opens it. And a process that has the file mapped, as safetensors' own
     ``load_file`` does, sees its tensors change: negate a file that nobody has loaded.
 
-    The history goes into the header where it has room (files that this package wrote have), into the index of a
+    The history goes into the header where it has room (what `negate_file` wrote has), into the index of a
     sharded set, or into ``NAME.negations.json`` beside the file, which then belongs to it.
 
     Args:
