@@ -52,7 +52,7 @@ client = client_app(Net, data, key=place("key"), outbox=place("outbox"))
 
 # ... and what the server runs, as often as it is started.
 def server(grid, rounds):
-    plan = Plan(LocalTraining(SGD(lr=0.1, momentum=0.9, weight_decay=0.0), batch_size=32), rounds=rounds, most=20)
+    plan = Plan(LocalTraining(SGD(lr=0.1, momentum=0.9, weight_decay=0.0), batch_size=32), rounds=rounds, most=10)
     register, key, listed = folder / "register", folder / "server.key", folder / "clients.toml"
     return serve(grid, Net, plan, register=register, key=key, clients=listed)
 

@@ -185,8 +185,7 @@ def test_a_worker_that_dies_is_an_error_and_others_replace_it() -> None:
     weights = federation.architecture.fresh(0)
     with pytest.raises(RuntimeError, match=r"a worker process died \(exit code -9\)"):
         list(federation.run(Die(), weights, TURN))
-    assert len(list(federation.run(TRAINING, weights, TURN))) == 4
-    federation.close()
+    assert len(list(federation.run(TRAINING, weights, TURN))) == 4  # by workers that the next tests share
 
 
 @pytest.mark.parametrize(("unpickled", "says"), [(False, "peculiar|cannot be read"), (True, "cannot travel")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -37,14 +36,6 @@ from snapshots import Snapshots
 TRAINING = LocalTraining(SGD(lr=0.05, momentum=0.9, weight_decay=0.0), batch_size=8)
 EACH_SET = [kinds for size in range(1, 5) for kinds in combinations(KINDS, size)]
 NAMES = [str(number) for number in range(4)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _nothing_waits_for_the_disk() -> Iterator[None]:
-    """What a killed process has written is there; only a machine that fails loses what was not synced."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 class Walk:

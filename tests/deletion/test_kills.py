@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -45,13 +46,10 @@ class Points:
     folder: Path
     kill_at: int | None = None
     names: list[str] = field(default_factory=list)
-    found: list[str] = field(default_factory=list)
 
     def reach(self, name: str) -> None:
         self.names.append(name)
-        if self.kill_at is None:
-            self.found.append(contents(self.folder))
-        elif len(self.names) - 1 == self.kill_at:
+        if len(self.names) - 1 == self.kill_at:
             raise Killed(name)
 
     def around(self, name: str, done: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,12 +93,26 @@ def require_as_if_nothing_had_happened(folder: Path, weights: Weights, clean: Cl
     require_all_is_well(hospitals, point)
 
 
-def counted(folder: Path) -> Points:
+@dataclass
+class Left(Points):
+    """What a process that is killed leaves: its folders, kept at each instant at which they have changed."""
+
+    kept: Path = Path()
+    left: dict[str, tuple[str, Path]] = field(default_factory=dict)
+
+    def reach(self, name: str) -> None:
+        super().reach(name)
+        digest = contents(self.folder)
+        if digest not in self.left:
+            self.left[digest] = (f"point {len(self.names) - 1}, {name}", self.kept / str(len(self.left)))
+            shutil.copytree(self.folder, self.left[digest][1])
+
+
+def watched(points: Points) -> None:
+    """A life that reaches points."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        points = Points(folder)
         points.watch(monkeypatch)
-        live(folder)
-    return points
+        live(points.folder)
 
 
 def kill(folder: Path, number: int, name: str, clean: Clean) -> None:
@@ -115,20 +127,22 @@ def kill(folder: Path, number: int, name: str, clean: Clean) -> None:
 
 
 def test_killed_wherever_the_folders_have_changed_it_ends_with_the_same_bits(tmp_path: Path, clean: Clean) -> None:
-    """What is left of a process that was killed is its folders: points that find the same ones are one kill."""
-    (tmp_path / "counted").mkdir()
-    points = counted(tmp_path / "counted")
+    """A process that is killed leaves nothing but its folders: a server is started on those of each instant."""
+    (tmp_path / "whole").mkdir()
+    points = Left(tmp_path / "whole", kept=tmp_path)
+    watched(points)
     assert len(points.names) > 150
-    kills = [number for number, found in enumerate(points.found) if found not in points.found[:number]]
-    assert len(kills) > 40
-    for number in kills:
-        kill(tmp_path / str(number), number, points.names[number], clean)
+    assert len(points.left) > 40
+    for point, folder in points.left.values():
+        require_as_if_nothing_had_happened(folder, live(folder), clean, point)
 
 
 @pytest.mark.long
 def test_killed_at_every_point_it_ends_with_the_same_bits(tmp_path: Path, clean: Clean) -> None:
     (tmp_path / "counted").mkdir()
-    for number, name in enumerate(counted(tmp_path / "counted").names):
+    points = Points(tmp_path / "counted")
+    watched(points)
+    for number, name in enumerate(points.names):
         kill(tmp_path / str(number), number, name, clean)
 
 
