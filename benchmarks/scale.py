@@ -10,6 +10,7 @@ Every point runs in a process of its own. Stages:
 - register: a server (`Service`) with up to 1,000,000 enrolled clients that answers up to 10,000 signed requests a day,
   days in a row. Clients answer at once with the model that they were sent, so what is measured is the server's own
   bookkeeping. All keys are real ones, on the curve P-384, whose private halves are consecutive numbers;
+- queue: messages in a SuperLink's own database, without its network;
 - merging: the mean of 1,000,000 updates by trees of aggregators, against the exact mean.
 """
 
@@ -54,7 +55,7 @@ from fedunlearn.samples import TensorSamples
 from fedunlearn.task import Task
 from fedunlearn.weights import Average, Weights
 
-STAGES = ("clients", "history", "request", "register", "merging")
+STAGES = ("clients", "history", "request", "register", "queue", "merging")
 CLIENTS = (10, 100, 1000, 10_000)
 PARTICIPANTS = (10, 100)
 MANY = 1000  # participants of a round, of the largest number of clients
@@ -268,6 +269,10 @@ def measured(point: dict[str, Any]) -> dict[str, Any]:
         from scale_register import register_point  # what it imports would be memory of the other points
 
         return register_point(**point)
+    if stage == "queue":
+        from scale_queue import queue_point
+
+        return queue_point(**point)
     return {
         "clients": clients_point, "history": history_point, "request": request_point, "merging": merging_point,
     }[stage](**point)  # fmt: skip
@@ -300,11 +305,18 @@ def registers(largest: int, _: int) -> list[dict[str, Any]]:
     return [of("register", clients=n, requests=some, days=3, participants=100) for n, some in points]
 
 
+def queues(largest: int, _: int) -> list[dict[str, Any]]:
+    return [of("queue", nodes=count) for count in CLIENTS[1:] if count <= largest]
+
+
 def merging(largest: int, _: int) -> list[dict[str, Any]]:
     return [of("merging", updates=min(UPDATES, 100 * largest), parameters=PARAMETERS)]
 
 
-RUN = {"clients": clients, "history": history, "request": request, "register": registers, "merging": merging}
+RUN = {
+    "clients": clients, "history": history, "request": request, "register": registers, "queue": queues,
+    "merging": merging,
+}  # fmt: skip
 
 
 # Tables
@@ -321,7 +333,11 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
 
 def plan_tables(found: Mapping[str, Any]) -> dict[str, str]:
     """For `docs/scale.md`."""
-    return {"scale-register": _register_table(found["register"]), "scale-merging": _merging_table(found["merging"])}
+    return {
+        "scale-register": _register_table(found["register"]),
+        "scale-queue": _queue_table(found["queue"]),
+        "scale-merging": _merging_table(found["merging"]),
+    }
 
 
 def _clients_table(points: Sequence[Mapping[str, Any]]) -> str:
@@ -419,6 +435,19 @@ def _per_request(one: Mapping[str, Any], *kinds: str) -> str:
     return f"{1000 * sum(_last(one)['steps'].get(kind, 0.0) for kind in kinds) / one['requests']:.1f}"
 
 
+def _queue_table(points: Sequence[Mapping[str, Any]]) -> str:
+    head = ["nodes", "registering one, ms", "a message in, ms", "out, ms", "asking who is there, ms", "bytes a node"]
+    rows = [
+        [
+            f"{one['nodes']:,}",
+            *(f"{1000 * one[name]:.1f}" for name in ("registering", "storing", "fetching", "asking who is there")),
+            f"{one['bytes']:,.0f}",
+        ]
+        for one in points
+    ]
+    return _table(head, rows)
+
+
 def _merging_table(points: Sequence[Mapping[str, Any]]) -> str:
     (one,) = points
     head = ["fan-in", "levels", "nodes send", "µs per update", "largest error", "nearest float32"]
@@ -457,7 +486,7 @@ def main() -> None:
     found: dict[str, Any] = {stage: RUN[stage](options.clients, options.rounds) for stage in options.stage or STAGES}
     told = {
         "clients": _clients_table, "history": _history_table, "request": _request_table, "register": _register_table,
-        "merging": _merging_table,
+        "queue": _queue_table, "merging": _merging_table,
     }  # fmt: skip
     for stage, points in found.items():
         print(f"{stage}\n\n{told[stage](points)}")

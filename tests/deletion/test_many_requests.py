@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, derive_private_key, generate_private_key
 from registers import KEY
+from scale import TRAINING
+from scale_register import FIRST, Answering, Small, public_keys
+from scale_register import Site as Answered
 
+from fedunlearn.architecture import Architecture
 from fedunlearn.deletion import register as registers_of
+from fedunlearn.deletion import service as service_of
 from fedunlearn.deletion import statement
-from fedunlearn.deletion.events import Began, Enrolled, EventProblem, Filed, Opened, Refused
+from fedunlearn.deletion.events import Began, Done, Enrolled, EventProblem, Filed, Opened, Refused
+from fedunlearn.deletion.plan import Plan
 from fedunlearn.deletion.reception import Reception
 from fedunlearn.deletion.register import Register
+from fedunlearn.deletion.service import Service
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.standing import standing
 from fedunlearn.deletion.statement import Scope, Signed, Statement
@@ -72,6 +79,35 @@ def test_a_request_is_answered_by_one_unlearning() -> None:
         standing([("", filed), ("", began[0]), ("", began[1])])
 
 
+def test_receipts_of_one_unlearning_hold_its_rounds_once() -> None:
+    each = [Signed.by(key, Statement.make(Scope("client"), "x")) for key in CLIENTS.values()]
+    ids = [signed.statement.id for signed in each]
+    rounds = [{"took part": {"1": 2}}, {"took part": {"1": 2}}, {"took part": {"1": 3}}]
+    done = [Done(id, {"request": id, "rounds": [told]}) for id, told in zip(ids, rounds, strict=False)]
+    filed = [Filed(signed.statement.id, None, signed.json) for signed in each]
+    now = standing([("", event) for event in (*filed, Began(0, ids, {}, "", "", None, {}), *done)])
+    receipts = [now.requests[id].receipt or {} for id in ids[:3]]
+    assert receipts == [event.receipt for event in done]
+    assert receipts[0]["rounds"] is receipts[1]["rounds"]
+
+
+def test_more_requests_than_an_audit_has_room_for_are_answered_one_part_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_of, "_TOGETHER", 2)
+    architecture = Architecture(Small)
+    plan = Plan(TRAINING, rounds=1, most=2, pause=0.0)
+    about = Service.about(plan, architecture.fresh(0))
+    filed = {name: signed_by(name) for name in "024"}
+    with Register.create(tmp_path / "register", KEY, Opened(ROSTER, KEY.public.text, about)) as register:
+        Service(Answered(Answering(tuple(ROSTER)), dict(filed)), register, KEY, architecture, plan).run()
+        now = register.standing()
+        each = [content["statement"]["id"] for content in filed.values()]
+        assert [one.began.requests for one in now.unlearnings] == [each[:2], each[2:]]
+        assert [now.requests[id].state for id in each] == ["done"] * 3
+    assert verify(tmp_path / "register", [KEY.public]).problems == []
+
+
 class Site:
     """Clients that bring what they have filed at every look."""
 
@@ -111,6 +147,12 @@ def test_a_signature_is_verified_once_however_often_a_request_is_brought(
         reception.look()
         assert verified.count("request") == 3  # once to enter it, once to write it down
         assert "does not bear the signature" in register.standing().refused[-1][1].why
+
+
+def test_the_benchmarks_keys_are_those_of_their_numbers() -> None:
+    """Also where a block of them ends."""
+    expected = [SigningKey(derive_private_key(FIRST + number, SECP384R1())).public.text for number in range(7)]
+    assert list(public_keys(7, block=3)) == expected
 
 
 def test_where_everything_stands_knows_requests_and_refusals_by_client() -> None:

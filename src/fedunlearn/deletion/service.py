@@ -62,6 +62,8 @@ from fedunlearn.weights import Weights
 
 __all__ = ["Service", "network_of"]
 
+_TOGETHER = 5000  # requests of one unlearning: its audit is one event, with more than a kilobyte of each
+
 
 def network_of(weights: Weights) -> str:
     """Which network weights are of: a digest of its tensors' names, shapes and types."""
@@ -192,7 +194,7 @@ class Service:
         if standing.current is not None:
             self._go_on(standing.current)
         elif standing.waiting:
-            self._begin(standing.waiting)
+            self._begin(standing.waiting[:_TOGETHER])
         elif standing.trained < self._plan.rounds and self._staying().clients:
             self._train()
         else:

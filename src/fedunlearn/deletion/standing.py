@@ -96,6 +96,7 @@ class Unlearning:
         rounds: its own and recovery's, in order, each with the time when it was over.
         recovered: why recovery ended; None: it has not.
         judgements: of the audit, by request id; None: there was none yet.
+        told: its rounds, as its receipts tell them.
         open: ids of requests that have no receipt yet and were not refused.
         done: whether every request has its receipt, or was refused after all.
     """
@@ -105,6 +106,7 @@ class Unlearning:
     rounds: list[tuple[str, RoundDone]] = field(default_factory=list)
     recovered: Recovered | None = None
     judgements: dict[str, dict[str, Any]] | None = None
+    told: list[Any] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
     done: bool = False
 
@@ -269,7 +271,7 @@ def fold(now: Standing, at: str, event: Event) -> None:
         case Done():
             answered = now.requests[event.request]
             if not answered.settled:
-                answered.receipt = dict(event.receipt)
+                answered.receipt = _sharing(now, answered, event.receipt)
                 _settle(now, answered, "done", at)
         case Fault():
             now.faults.append((at, event))
@@ -302,6 +304,18 @@ def _each(now: Standing, unlearning: int, state: State, at: str) -> None:
         now.requests[id].unlearning = unlearning
         if not now.requests[id].settled:
             now.requests[id].into(state, at)
+
+
+def _sharing(now: Standing, entry: Entry, receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """A receipt whose rounds are those of the others of its unlearning: they are nearly all of it, and ten thousand
+    requests may be answered at once."""
+    rounds = receipt.get("rounds")
+    if entry.unlearning is None or not isinstance(rounds, list):
+        return dict(receipt)
+    one = now.unlearnings[entry.unlearning]
+    if one.told != rounds:
+        one.told = rounds
+    return {**receipt, "rounds": one.told}
 
 
 def _settle(now: Standing, entry: Entry, state: Literal["done", "refused"], at: str) -> None:
