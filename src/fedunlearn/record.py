@@ -176,8 +176,14 @@ class Record:
         models = {"": round.after, **round.carry}
         negations = {name: weights.negations for name, weights in models.items()}
         packed, digest = _packed(models), _digest(self.rows[:rows])
-        meta = {"phase": phase, "number": round.number, "rows": rows, "models": negations}
-        meta |= {"digest": digest, "bits": packed.digest()}
+        meta = {
+            "phase": phase,
+            "number": round.number,
+            "rows": rows,
+            "models": negations,
+            "digest": digest,
+            "bits": packed.digest(),
+        }
         save_weights(packed, self.folder / _STATE, {_META: json.dumps(meta)})
         self.saved = Saved(phase, round, rows, digest)
         self._since = time.monotonic()
@@ -192,11 +198,10 @@ class Record:
         """
         with open(self.folder / _ROWS, "rb") as file:
             os.fsync(file.fileno())
-        kept = {
-            path.stem: load_weights(path).digest() for path in sorted((self.folder / _WEIGHTS).glob("*.safetensors"))
-        }
+        kept = sorted((self.folder / _WEIGHTS).glob("*.safetensors"))
+        digests = {path.stem: load_weights(path).digest() for path in kept}
         self._complete = {"label": label, "rows": len(self.rows), "failed": failed}
-        self._complete |= {"digest": _digest(self.rows), "weights": kept}
+        self._complete |= {"digest": _digest(self.rows), "weights": digests}
         write_json(self.folder / _COMPLETE, self._complete)
         (self.folder / _STATE).unlink(missing_ok=True)
         self.saved = None

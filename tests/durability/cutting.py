@@ -13,20 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from deletion.hospitals import Hospitals
 from deletion.lives import THREE
 from durability.disk import Disk, How, Step, read_log
-from durability.lives import NEVER, Job
+from durability.lives import NEGATED, NEVER, Job
+from fedunlearn.checkpoint import save_weights
 from fedunlearn.deletion.outbox import Outbox
 from fedunlearn.deletion.register import Register, RegisterError
 from fedunlearn.deletion.verification import verify
+from fedunlearn.weights import Weights
 from tiny import tiny_text
 
 METHODS = 'methods=["Retrain", "NoT", "FedEraser", "FUKD", "PGD"]'
 SAID = ("training.rounds=2", "recovery.rounds=2", "recovery.evaluate_every=1", "keep.every=1")
 DATA = ("data.proxy=20", "data.samples=12", "data.clients=3")
 
-LIVES = ("run", "serve", "file")
+LIVES = ("run", "serve", "file", "negate")
 PHASES = (
     "training",
     "unlearning",
@@ -37,6 +42,7 @@ PHASES = (
     "filing",
     "service",
     "receipts",
+    "journal",
 )
 HOW: tuple[How, ...] = ("nothing", "everything", "in order", "anything")
 
@@ -87,6 +93,8 @@ class Lives:
         folder.mkdir(mode=0o700)
         if life == "run":
             (folder / "tiny.toml").write_text(tiny_text(METHODS, *SAID, *DATA))
+        elif life == "negate":
+            lay_checkpoints(folder)
         else:
             Hospitals(folder, names=THREE if life == "serve" else ("north",))
         return folder
@@ -104,6 +112,16 @@ class Lives:
         code = int(self.process.stdout.readline())
         words = log.with_name(f"{log.name}.json")
         return Ended(code, json.loads(words.read_text()) if words.exists() else {}, log)
+
+
+def lay_checkpoints(folder: Path) -> None:
+    """One of ours, with room in its header, and one of another's making, which gets a note beside it."""
+    drawn = torch.Generator().manual_seed(0)
+    tensors = {f"{name}.weight": torch.randn(40, 30, generator=drawn) for name in "abc"}
+    for name in NEGATED:
+        (folder / name).mkdir()
+    save_weights(Weights(tensors, {}), folder / "ours" / "model.safetensors")
+    save_file(tensors, folder / "theirs" / "model.safetensors", {"format": "pt"})
 
 
 @dataclass(frozen=True)
@@ -153,11 +171,8 @@ def drawn(clean: Clean, each: int, rng: random.Random) -> list[tuple[int, str]]:
     by_phase: dict[str, list[int]] = {}
     for number, phase in enumerate(phases(clean.steps)):
         by_phase.setdefault(phase, []).append(number)
-    return [
-        (number, phase)
-        for phase, numbers in by_phase.items()
-        for number in rng.sample(numbers, min(each, len(numbers)))
-    ]
+    chosen = {phase: rng.sample(numbers, min(each, len(numbers))) for phase, numbers in by_phase.items()}
+    return [(number, phase) for phase, numbers in chosen.items() for number in numbers]
 
 
 def require_as_if_nothing_had_happened(lives: Lives, clean: Clean, folder: Path, what: str) -> None:

@@ -25,6 +25,7 @@ import torch._dynamo  # which the first network would wait for
 from deletion.hospitals import Hospitals
 from deletion.lives import THREE, live, require_all_is_well, trace
 from fedunlearn import runner
+from fedunlearn.checkpoint import load_weights, negate_in_place
 from fedunlearn.deletion.events import Done, Event
 from fedunlearn.deletion.outbox import Outbox
 from fedunlearn.deletion.register import Head, Register
@@ -34,7 +35,9 @@ from fedunlearn.experimentfile import load
 from fedunlearn.record import Record
 from fedunlearn.report.report import assemble, write_report
 
-__all__ = ["NEVER", "Job"]
+__all__ = ["NEGATED", "NEVER", "Job"]
+
+NEGATED = ("ours", "theirs")  # folders with checkpoints
 
 NEVER = -1  # a step that is not reached
 
@@ -108,7 +111,19 @@ def places_of(outbox: Outbox) -> dict[str, tuple[int, ...]]:
     return {id: outbox.meant(id).instances for id in (posted.signed.statement.id for posted in outbox.entries())}
 
 
-LIVES: dict[str, Callable[[Path], Any]] = {"run": run_all, "serve": serve, "file": file_requests}
+def negate(folder: Path) -> Any:
+    """Three negations of each checkpoint in place, of which those that were done are not done again."""
+    mark("journal")
+    found = {}
+    for path in (folder / name / "model.safetensors" for name in NEGATED):
+        for layers in [["a.weight"], ["b.weight", "c.weight"], ["a.weight"]][len(load_weights(path).negations) :]:
+            negate_in_place(path, layers)
+        weights = load_weights(path)
+        found[path.parent.name] = weights.digest(), weights.negations
+    return found
+
+
+LIVES: dict[str, Callable[[Path], Any]] = {"run": run_all, "serve": serve, "file": file_requests, "negate": negate}
 
 
 @functools.cache
