@@ -27,7 +27,7 @@ def drawn(
         for number, (line, label) in enumerate(zip(lines.values(), legend, strict=True), 1):
             axes.plot(*zip(*line, strict=True), color=LIGHT[f"c{number}"], marker="o", label=label)
         values = [height for line in lines.values() for _, height in line]
-        axes.set(xscale="log", yscale="log", ylim=(min(values) / 3, max(values) * 3))
+        axes.set(xscale="log", yscale="log", ylim=(min(values) / 10, max(values) * 10))
         put_legend(figure, axes)
     return figure
 
@@ -43,9 +43,7 @@ def main() -> None:
             alone,
             lambda point: statistics.median(point["seconds"]) / point["participants"],
         ),
-        "scale-memory": drawn(
-            "Peak memory, a server and two workers", "MB", two, lambda point: point["peak"] / MEGABYTE
-        ),
+        "scale-memory": drawn("Peak memory, two workers", "MB", two, lambda point: point["peak"] / MEGABYTE),
     }
     for name, figure in figures.items():
         path = DOCS / "pictures" / f"{name}.png"
