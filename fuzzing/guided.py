@@ -1,4 +1,4 @@
-"""The process in which a target is fuzzed by coverage: ``python -m fuzzing.guided TARGET FINDINGS`` and libFuzzer's own."""
+"""The process in which a target is fuzzed by coverage: ``python -m fuzzing`` starts it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ except ModuleNotFoundError:
     sys.exit("fuzzing by coverage needs atheris: pip install atheris")
 
 # What is not ours is imported first, and so not instrumented.
-import cryptography.hazmat.primitives.serialization
-import flwr.app
-import hypothesis
-import pydantic
-import safetensors.torch
 import torchvision  # noqa: F401
 
 with atheris.instrument_imports(include=["fedunlearn", "tomllib"]):
-    from fuzzing.targets import TARGETS
     from fuzzing.target import Finding, Target, examine
+    from fuzzing.targets import TARGETS
 
 _MEMORY = 2**30  # bytes that may come to those that are mapped at the start
 
