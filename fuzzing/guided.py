@@ -1,4 +1,4 @@
-"""The process that fuzzes a target by coverage: ``python -m fuzzing.guided TARGET FINDINGS`` and libFuzzer's own."""
+"""The process in which a target is fuzzed by coverage: ``python -m fuzzing`` starts it."""
 
 from __future__ import annotations
 

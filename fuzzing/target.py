@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 __all__ = ["Finding", "Target", "examine", "folder"]
 
 _SECONDS = 1.0  # of this process's own time, whatever else the machine is doing, and for each MiB of input:
-_EACH_SECONDS = 4.0
+_EACH_SECONDS = 10.0
 _GROWTH = 64 * 2**20  # bytes of memory, beyond so many for each byte of input:
 _EACH = 200  # a list in a list is 3 characters, some 64 bytes as an object, and there are two or three copies
 _SENTENCE = 2000  # characters

@@ -82,7 +82,7 @@ def _joined(envelope: Envelope) -> bytes:
 
 def _envelope(data: bytes) -> Envelope:
     text, _, body = data.partition(_END)
-    return Envelope(text.decode("utf-8", "surrogatepass" if b"\xed" in text else "replace"), body)
+    return Envelope(text.decode(errors="replace"), body)
 
 
 def _order(data: bytes) -> None:

@@ -18,6 +18,7 @@ from fedunlearn.tomlfile import Document, KeyPath
 __all__ = ["again", "meant", "sentence", "sentences", "short", "unfit", "unknown", "wrong"]
 
 _SHOULD = re.compile(r"\w+ should (be|have|match) (.+?)(?: after validation)?(?:, not \d+)?")
+_MOST = 100  # wrong places that are told: nobody reads more, and what was meant takes long to guess
 _WORDS = {  # JSON's, as pydantic says them, and ours
     "a valid string": "text",
     "a valid integer": "a whole number",
@@ -50,18 +51,22 @@ def sentences(
         document: that was read.
         root: the dataclass that it should have become.
     """
-    told: dict[KeyPath, list[str]] = {}
+    told: dict[KeyPath, list[ErrorDetails]] = {}
     for problem in problems:
         path = _reached(
             problem["loc"], document.table, whole=problem["type"] in ("missing", "unexpected_keyword_argument")
         )
-        told.setdefault(path, []).append(sentence(problem, path, root))
-    told |= {path: [wrong_there] for path, wrong_there in unsayable.items()}
-    inner = {path[:depth] for path in told for depth in range(len(path))}  # of a union's members, who got further knows
-    return [
-        f"{document.place(path)}: {'.'.join(map(str, path))}: {_joined(told[path])}"
-        for path in sorted((path for path in told if path not in inner), key=document.rank)
+        told.setdefault(path, []).append(problem)
+    wrong = told.keys() | unsayable.keys()
+    inner = {path[:depth] for path in wrong for depth in range(len(path))}
+    paths = document.in_order(wrong - inner)  # of a union's members, who got further knows
+    says = [
+        f"{document.place(path)}: {'.'.join(map(str, path))}: "
+        + (unsayable.get(path) or _joined([sentence(problem, path, root) for problem in told[path]]))
+        for path in paths[:_MOST]
     ]
+    more = len(paths) - len(says)
+    return [*says, f"{document.source}: {more} more places are wrong"] if more else says
 
 
 def _reached(loc: KeyPath, table: Any, *, whole: bool) -> KeyPath:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ _LANGUAGE = tree_sitter.Language(tree_sitter_toml.language())
 _LONGEST = 4 * 2**20  # characters of a file
 _DEEPEST = 64  # tables and arrays within one another
 _LARGEST = 10**1000  # a longer number could not even be quoted
+_DIGITS = 9  # of a position in an array
 _TOO_DEEP = f"has more than {_DEEPEST} tables or arrays within one another"
 _TOO_LARGE = "has a whole number of more than 1000 digits"
 # Each begun text is taken whole, also without its end, so that no character is looked at more than twice.
@@ -60,9 +61,10 @@ class Document:
         """Where the value at ``path`` was written; of one that is missing, the table that should have it."""
         return self.places.get(self._written(path), self.source)
 
-    def rank(self, path: KeyPath) -> int:
-        """Numbers the places in the order in which a reader meets them."""
-        return [(), *self.places].index(self._written(path))
+    def in_order(self, paths: Iterable[KeyPath]) -> list[KeyPath]:
+        """The paths in the order in which a reader meets their places."""
+        ranks = {path: rank for rank, path in enumerate([(), *self.places])}
+        return sorted(paths, key=lambda path: ranks[self._written(path)])
 
     def _written(self, path: KeyPath) -> KeyPath:
         while path and path not in self.places:
@@ -279,7 +281,8 @@ def _line(node: tree_sitter.Node) -> int:
 
 
 def _node_keys(node: tree_sitter.Node) -> KeyPath:
-    return _keys((node.text or b"").decode())
+    text = (node.text or b"").decode()
+    return (text,) if node.type == "bare_key" else _keys(text)
 
 
 def _keys(dotted: str) -> KeyPath:
@@ -304,7 +307,7 @@ def _value(text: str) -> Any:
 
 def _position(array: Sequence[Any], part: str | int, place: str) -> int:
     number = str(part)
-    if not (number.isdecimal() and int(number) < len(array)):
+    if not (number.isdecimal() and len(number) <= _DIGITS and int(number) < len(array)):
         there = f"they are 0 to {len(array) - 1}" if array else "there are none"
         raise TomlError(f"{place} has no element {number}: {there}")
     return int(number)

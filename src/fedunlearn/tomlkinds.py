@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -52,7 +53,7 @@ class Kinds:
         known = [field.name for field in dataclasses.fields(kind) if field.init]
         problems = [unknown(name, known, entries.pop(name)) for name in list(entries) if name not in known]
         try:
-            made: Any = TypeAdapter(kind).validate_json(as_json(entries), strict=True)
+            made: Any = _reader(kind).validate_json(as_json(entries), strict=True)
         except ValidationError as error:
             problems += [again(problem) for problem in error.errors() if not _is_first(problem)]
         except PydanticUserError:  # of a field's type
@@ -115,6 +116,12 @@ def as_json(table: Mapping[str, Any]) -> str:
 def sayable(value: object) -> bool:
     """Whether a file can say it: neither None nor `fedunlearn.FIRST`, which are what is meant if nothing is said."""
     return value is not None and not isinstance(value, First)
+
+
+@cache
+def _reader(kind: type) -> TypeAdapter[Any]:
+    """Made once for each class: it takes longer than all that it reads."""
+    return TypeAdapter(kind)
 
 
 def _is_first(problem: ErrorDetails) -> bool:
