@@ -21,7 +21,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/engine.py
-	$(VENV)/bin/python benchmarks/memory.py
+	$(VENV)/bin/python benchmarks/scale.py
 	$(VENV)/bin/python benchmarks/runner.py
 	$(VENV)/bin/python benchmarks/flower.py
 
