@@ -377,6 +377,31 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_text() == "new"
 
 
+def test_a_disk_that_does_not_keep_names_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, code = os.fsync, errno.EIO
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output"), atomic_write(tmp_path / "a") as file:
+        file.write(b"x")
+    code = errno.EINVAL  # of a file system that keeps them by itself
+    with atomic_write(tmp_path / "b") as file:
+        file.write(b"x")
+    assert (tmp_path / "b").read_bytes() == b"x"
+
+
+def test_names_of_others_are_told_in_one_short_line(tmp_path: Path) -> None:
+    save_file({"a\x1b[2J\n" + "x" * 5000: torch.ones(1)}, tmp_path / "in")
+    with pytest.raises(CheckpointError) as caught:
+        negate_file(tmp_path / "in", ["a\x1b[2J"], tmp_path / "out")
+    assert len(str(caught.value)) <= 1000
+    assert str(caught.value).isprintable()
+
+
 def test_a_foreign_history_is_not_overwritten(output: Path, tmp_path: Path) -> None:
     for value in ("no json", '{"a": 1}', "[1]"):
         save_file({"conv.weight": torch.ones(2, 2)}, tmp_path / "in", {"fedunlearn.negations": value})

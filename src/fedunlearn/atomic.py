@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -27,7 +28,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     link stays one: what it points to is replaced.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full.
+        OSError: the folder is missing or not writable, or the disk is full; or the disk failed after the new file was
+            put in its place, which a power cut may then undo.
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
@@ -90,11 +92,19 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
 def sync_folder(folder: Path) -> None:
     """Make names in a folder durable: what was made, renamed or removed in it.
 
-    A system that cannot open a folder (Windows) does so by itself.
+    A system that cannot open a folder (Windows) does so by itself, and so does a file system that syncs none.
+
+    Raises:
+        OSError: the disk fails.
     """
-    with suppress(OSError):
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except PermissionError:  # Windows' answer
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)

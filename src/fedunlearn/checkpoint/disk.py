@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedunlearn import atomic
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
 
 __all__ = ["CHUNK", "Bytes", "File", "Stamp", "copy", "remove", "sync_folder", "text_of"]
@@ -160,8 +161,4 @@ def remove(path: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Return once the names in a folder are on the disk."""
     with refusing("write", folder):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        atomic.sync_folder(folder)

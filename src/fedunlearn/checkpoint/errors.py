@@ -6,14 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedunlearn.amounts import brief
+
 __all__ = ["CheckpointError", "refusing"]
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read, negated or written; it is as it was, and nothing new was written.
 
-    Where even that could not be had (the disk failed while a negation in place was undone), the sentence says so.
+    Where even that could not be had (the disk failed while a negation in place was undone), the sentence says so. It
+    is printable, and short, whatever names are in it.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(brief(sentence))
 
 
 @contextmanager
