@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import resource
 import statistics
 import subprocess
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedunlearn import SGD, Client, InProcess, LocalTraining
-from fedunlearn.federation import Turn
+from fedunlearn.federation import ClientContext, Reply, Turn
 from fedunlearn.models import build
 from fedunlearn.programs import Adam
 from fedunlearn.rounds import aggregate
@@ -185,8 +186,9 @@ def in_turns(ways: Mapping[str, Once], warm: int, rounds: int) -> dict[str, list
 
 @contextmanager
 def one_core_taken() -> Iterator[None]:
-    """Another process spins meanwhile."""
-    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    """Another process spins meanwhile, and no longer than this one lives."""
+    code = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+    spinning = subprocess.Popen([sys.executable, "-c", code])
     try:
         yield
     finally:
@@ -194,19 +196,41 @@ def one_core_taken() -> Iterator[None]:
         spinning.wait()
 
 
+def peak() -> float:
+    """Most memory of this process so far, in MB.
+
+    Linux's ``ru_maxrss`` would count what the process that started it had.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS tells bytes
+    told = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(told["VmHWM"].removesuffix("kB")) / 1e3
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Which process works for a client, and how much memory that has had."""
+
+    def __call__(self, context: ClientContext) -> Reply:
+        return Reply(metrics={"process": os.getpid(), "MB": peak()})
+
+
 def alone(job: Job, way: str) -> None:
-    """A line on standard output when the first round is done; after two more, peaks of memory, in kilobytes."""
+    """A line on standard output when the first round is done; after two more, peaks of memory: its own, the workers'."""
     once = ALONE[way](job)
     once()
     print("first round", flush=True)
     once()
     once()
+    workers: dict[float, float] = {}
     if isinstance(once, Ours):
-        once.federation.close()  # what its workers took is known once they have ended
-    print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+        asked = once.federation.run(Peak(), once.weights, Turn(0, "evaluate", 0))
+        workers = {reply.metrics["process"]: reply.metrics["MB"] for _, reply in asked}
+    print(peak(), *(megabytes for process, megabytes in workers.items() if process != os.getpid()))
 
 
-def start(network: str, way: str) -> dict[str, float]:
+def start(network: str, way: str) -> dict[str, Any]:
     """Of a process of its own: seconds from the command to the end of the first round, and peaks of memory, in MB."""
     command = [sys.executable, __file__, "--network", network, "--alone", way]
     started = time.perf_counter()
@@ -214,11 +238,10 @@ def start(network: str, way: str) -> dict[str, float]:
         assert process.stdout is not None
         process.stdout.readline()
         seconds = time.perf_counter() - started
-        peaks = process.stdout.read().split()
+        peaks = [float(part) for part in process.stdout.read().split()]
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return {"seconds": seconds, "MB": int(peaks[0]) / unit, "MB of the largest worker": int(peaks[1]) / unit}
+    return {"seconds": seconds, "MB": peaks[0], "MB of workers": peaks[1:]}
 
 
 def measured(network: str, rounds: int, starts: int, busy: bool) -> dict[str, Any]:
@@ -302,10 +325,10 @@ def _starts(networks: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(head, rows)
 
 
-def _peak(starts: Sequence[Mapping[str, float]]) -> str:
-    """Of the process, and of its largest worker if it had any."""
-    own, worker = (statistics.median(one[what] for one in starts) for what in ("MB", "MB of the largest worker"))
-    return f"{own:.0f}, worker {worker:.0f}" if worker else f"{own:.0f}"
+def _peak(starts: Sequence[Mapping[str, Any]]) -> str:
+    """Of the process, and of each of its workers where it had any: of the start that took most in all."""
+    most = max(starts, key=lambda one: one["MB"] + sum(one["MB of workers"]))
+    return " + ".join(f"{megabytes:.0f}" for megabytes in (most["MB"], *most["MB of workers"]))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
