@@ -712,7 +712,8 @@ def test_bytes_are_the_closed_form_and_those_on_the_disk(tmp_path: Path) -> None
         files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.safetensors"))]
         on_disk = sum(file.stat().st_size for file in files)
         who = 16 * (3 + 1) * rounds if kind in ("norms", "updates") else 0  # numbers of rounds, clients and samples
-        assert 0 <= on_disk - expected - who <= 100 * len(files) + 2000, kind  # headers
+        headers = 200 * len(files) + 6100  # the first model's has room to grow
+        assert 0 <= on_disk - expected - who <= headers, kind
 
 
 def test_whoever_takes_no_part_takes_no_space(tmp_path: Path) -> None:

@@ -236,7 +236,8 @@ class Register:
             opened: the first event, with all clients; its key is the public half of ``key``.
 
         Raises:
-            RegisterError: there is a register already, the folder cannot be written to, or others can write to it too.
+            RegisterError: there is a register already, or models of one; the folder cannot be written to, or others
+                can write to it too.
         """
         _require_server(key)
         if key.public.text in opened.clients.values():
@@ -247,6 +248,7 @@ class Register:
         events: list[Event] = [replace(opened, clients=listed[0] if listed else {}), *map(Enrolled, listed[1:])]
         new = _rows_of(events, 0, register := secrets.token_hex(16))
         with ExitStack() as held:
+            _require_new(folder)
             connection = _opened(folder, "rwc", held)
             with _told(folder), _whole(connection):
                 if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
@@ -612,6 +614,15 @@ def _opened(folder: Path, mode: str, held: ExitStack) -> sqlite3.Connection:
         if mode == "rw":
             _require_tables(folder, connection)
         return connection
+
+
+def _require_new(folder: Path) -> None:
+    """That no register was lost here: a new one would know of none of its requests."""
+    if not Register.exists(folder) and any((folder / _CHECKPOINTS).glob("*.safetensors")):
+        raise RegisterError(
+            f"{folder} holds models of a register, whose {_FILE} is gone or empty: put a copy of the folder in its "
+            "place, or name another"
+        )
 
 
 def _require_own(folder: Path) -> None:
