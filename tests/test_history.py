@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedunlearn.backends import recorded as recorded_of
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.recorded import Recorded, Recorder
 from fedunlearn.backends.sampled import Sampled
@@ -317,6 +318,20 @@ def test_matrices_are_files_while_training_lasts_and_one_version_is_left(tmp_pat
         assert sorted(path.name for path in (tmp_path / kind).iterdir()) == [
             f"{at}@000003.safetensors" for at in range(3)
         ]
+
+
+def test_the_rows_that_are_written_are_those_that_were_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has arrived goes by its order in the round, and takes no more room than a round's models."""
+    aside: list[tuple[str, int]] = []
+    monkeypatch.setattr(recorded_of, "reserve", lambda path, matrix, row: aside.append((path.name, row)))
+    federation = Walk()
+    recorder = Recorder(tmp_path, {"sum"}, federation.clients)
+    around, turns = Recorded(federation, recorder), [Turn(0, "train", number) for number in range(2)]
+    for turn, client in zip(turns, "cb", strict=True):
+        list(around.run(TRAINING, federation.start, turn, [client]))
+    assert aside == [("arrived", 0), ("sum", 2), ("arrived", 0), ("sum", 1)]
 
 
 def test_norms_alone_need_no_matrix(tmp_path: Path) -> None:

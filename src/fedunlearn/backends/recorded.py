@@ -152,10 +152,10 @@ class Recorder:
             self._norms[at] = norms_of(update)
             if number == 0 or "updates" in self._kinds:
                 write_tensors(self._layout.updates(number) / f"{at}.safetensors", {"row": update.vector()})
-        for name in self._matrices:  # the others' too: when all replies are there is no time for a full disk
-            reserve(self._layout.work / name, self._matrices[name], at)
         if self._rows:
             slot = self._slots.setdefault(at, len(self._slots))
+            for name, matrix in self._matrices.items():  # all: when all replies are there is no time for a full disk
+                reserve(self._layout.work / name, matrix, slot if name == "arrived" else at)
             self._matrices["arrived"][slot] = reply.weights.vector()
 
     def commit(self, number: int, before: Weights) -> None:

@@ -24,7 +24,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -58,7 +58,7 @@ LARGEST_EVENT = 16 * 2**20
 """Bytes of one event; a receipt that lists who took part in very many rounds is the largest."""
 
 _T = TypeVar("_T")
-_LISTED = 10_000  # clients of one event: with ids and keys as long as they may be 12 MB
+_LISTED = 10_000  # clients of one event, that join or leave: with ids and keys as long as they may be 12 MB
 _FILE = "register.sqlite"
 _LOCK = "register.lock"
 _HOLDER = "register.holder.json"
@@ -355,9 +355,15 @@ class Register:
         if not self._servers.isdisjoint(clients.values()):
             raise RegisterError("the server's key stands on the list of clients: each needs one of its own")
         before = self._standing.clients
-        joined = _parts([(client, key) for client, key in clients.items() if before.get(client) != key])
-        left = _parts([client for client in before if client not in clients])
-        changes = [Enrolled(dict(new or ()), list(old or ())) for new, old in zip_longest(joined, left)]
+        changed = [client for client, key in clients.items() if before.get(client) != key]
+        changed += [client for client in before if client not in clients]
+        changes = [
+            Enrolled(
+                {client: clients[client] for client in part if client in clients},
+                [client for client in part if client not in clients],
+            )
+            for part in _parts(changed)
+        ]
         return self._enter(changes, self._key)
 
     def rotate(self, new: SigningKey) -> Head:
