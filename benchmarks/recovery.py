@@ -42,7 +42,7 @@ NOT = "NoT"
 
 def frontier(folder: Path) -> dict[str, list[dict[str, float]]]:
     """Of each method, its scored models in order: rounds, bytes and FLOPs, gaps, and how much it has recovered."""
-    rows = curves(assemble(folder).rows)
+    rows = curves(assemble(folder).compared)
     seeds = sorted(rows[REFERENCE])
     retrained = [rows[REFERENCE][seed][-1].scores for seed in seeds]
 

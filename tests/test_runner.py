@@ -861,6 +861,20 @@ def test_fashion_client_killed_at_fifty_instants_ends_in_the_same_report(tmp_pat
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "whole")
 
 
+def test_recovery_has_local_work_of_its_own(tmp_path: Path) -> None:
+    """Twice the operations for the same bytes, but not where one trains from scratch; and other bits."""
+    last = []
+    for name, epochs in (("one", "recovery.epochs=1"), ("two", "recovery.epochs=2")):
+        rows = list(run(tiny(tmp_path, epochs), tmp_path / name, workers=1))
+        last.append({row.method: row for row in rows if row.phase == "recover" and row.scores is not None})
+    one, two = ({method: row.bill() for method, row in of.items()} for of in last)
+    assert two["NoT"].traffic.both_ways == one["NoT"].traffic.both_ways
+    assert two["NoT"].flops == 2 * one["NoT"].flops
+    assert two["Retrain"].flops == one["Retrain"].flops
+    assert last[0]["Retrain"].scores == last[1]["Retrain"].scores
+    assert last[0]["NoT"].scores != last[1]["NoT"].scores
+
+
 # --- what is shipped ---
 
 
