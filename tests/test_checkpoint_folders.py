@@ -125,6 +125,22 @@ def test_history_of_a_shard_that_was_negated_alone_counts(folder: Path, tmp_path
     assert negate_in_place(folder, ["c", "a"]).again == ("c.weight",)
 
 
+def test_history_in_the_note_of_a_shard_goes_on_in_the_index(folder: Path, tmp_path: Path) -> None:
+    shard = folder / "model-False.safetensors"
+    note = negate_in_place(shard, "a").note
+    assert note is not None
+    assert load_weights(folder).negations == (("a.weight",),)
+    negate_file(folder, "c", tmp_path / "new")
+    assert load_weights(tmp_path / "new").negations == (("a.weight",), ("c.weight",))
+    negate_in_place(folder, "c")  # in the other shard
+    assert not note.exists()
+    assert contents(folder).items() >= contents(tmp_path / "new").items()
+    assert negate_in_place(folder, "a").again == ("a.weight",)
+    assert load_weights(folder).negations == (("a.weight",), ("c.weight",), ("a.weight",))
+    expected = {**tensors(), "c.weight": -tensors()["c.weight"]}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_weights(folder).parameters.items())
+
+
 def rewritten(folder: Path, **changes: Any) -> None:
     content = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps({**content, **changes}))

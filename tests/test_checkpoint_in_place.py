@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fedunlearn.checkpoint import (
     load_weights,
     negate_file,
     negate_in_place,
+    negating,
     read_layers,
     read_metadata,
     save_weights,
@@ -117,7 +119,13 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
-KINDS = (plain, roomy, sharded)
+def noted(folder: Path) -> Path:
+    """A set, of which one shard was negated by itself and has a note."""
+    negate_in_place(sharded(folder) / "0.safetensors", "a")
+    return folder
+
+
+KINDS = (plain, roomy, sharded, noted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,7 +140,7 @@ def test_killed_at_any_step_it_is_the_old_checkpoint_or_the_new_one(
         negate_in_place(path, ["a", "c"])
     new = contents(tmp_path)
     assert new != old
-    assert steps.count("unlink") == 1
+    assert steps.count("unlink") == 1 + (kind is noted)  # the journal, and the note
     states = []
     for step in range(len(steps)):
         restore(tmp_path, old)
@@ -402,27 +410,119 @@ def test_a_damaged_journal_is_no_journal_that_never_was(tmp_path: Path) -> None:
         read_layers(path)
 
 
-def test_journals_that_lie_are_refused(tmp_path: Path) -> None:
-    """With a right digest: whoever sends a folder can compute one."""
-    import hashlib
+def left_behind(folder: Path, plan: object) -> None:
+    """A journal with a right digest, and no signs: whoever sends a folder can compute one."""
+    text = (plan if isinstance(plan, str) else json.dumps(plan)).encode()
+    head = b"fedneg 1" + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest()
+    (folder / JOURNAL).write_bytes(head + text)
 
+
+def test_journals_that_lie_are_refused(tmp_path: Path) -> None:
     path = plain(tmp_path)
     size = path.stat().st_size
     change = {"name": path.name, "size": size, "before": "", "after": ""}
+    idle = {**change, "stretches": []}
     for plan in (
         "[" * 100_000,
         "{}",
         {"changes": [{**change, "stretches": [{"start": 8, "stop": 1 << 62, "dtype": "float32"}]}], "notes": []},
         {"changes": [{**change, "stretches": [{"start": 8, "stop": 12, "dtype": "int32"}]}], "notes": []},
         {"changes": [{**change, "stretches": [{"start": 16, "stop": 12, "dtype": "float32"}]}], "notes": []},
-        {"changes": [{**change, "stretches": []}], "notes": [{"name": "../x", "before": None, "after": ""}]},
-        {"changes": [{**change, "after": "x", "stretches": []}], "notes": []},
+        {"changes": [idle], "notes": [{"name": "../x", "before": None, "after": ""}]},
+        {"changes": [idle], "notes": [{"name": "config.json", "before": None, "after": ""}]},
+        {"changes": [idle], "notes": [{"name": "other.negations.json", "before": None, "after": ""}]},
+        {"changes": [idle, idle], "notes": []},
+        {"changes": [idle, {**idle, "name": "x\0"}], "notes": []},
+        {"changes": [{**idle, "after": "x"}], "notes": []},
     ):
-        text = (plan if isinstance(plan, str) else json.dumps(plan)).encode()
-        head = b"fedneg 1" + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest()
-        (tmp_path / JOURNAL).write_bytes(head + text)
+        left_behind(tmp_path, plan)
         with pytest.raises(CheckpointError, match="is damaged"):
             read_layers(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.negations.json", "model.safetensors.index.json"])
+def test_a_journal_that_lies_changes_nothing_outside_its_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "sent").mkdir()
+    path = plain(tmp_path / "sent")
+    (tmp_path / "mine").write_text("mine")
+    (path.parent / name).symlink_to(tmp_path / "mine")
+    change = {"name": path.name, "size": path.stat().st_size, "before": "", "after": "", "stretches": []}
+    left_behind(path.parent, {"changes": [change], "notes": [{"name": name, "before": "evil", "after": "mine"}]})
+    with pytest.raises(CheckpointError, match=r"json is a link: put the file itself there"):
+        read_layers(path)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_journal_of_another_user_is_not_carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = plain(tmp_path)
+    with pytest.raises(Killed), killed_before_the_end():
+        negate_in_place(path, ["a"])
+    left = contents(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for use in (read_layers, lambda path: negate_in_place(path, ["a"])):
+        with pytest.raises(CheckpointError, match=r"journal is another user's, who alone can undo"):
+            use(path)
+    assert contents(tmp_path) == left
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("when", ["find", "choose", "carry_out"])
+def test_whoever_comes_between_is_in_the_history_or_refused(
+    when: str, kind: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = kind(tmp_path)
+    before = load_weights(path)
+    real = getattr(negating, when)
+
+    def second(*arguments: Any) -> Any:
+        monkeypatch.setattr(negating, when, real)
+        with suppress(CheckpointError):
+            negate_in_place(path, "b")
+        return real(*arguments)
+
+    monkeypatch.setattr(negating, when, second)
+    negate_in_place(path, "a")
+    after = load_weights(path)
+    told = [name for entry in after.negations[len(before.negations) :] for name in entry]
+    assert "a.weight" in told
+    for name, tensor in before.parameters.items():
+        assert torch.equal(after.parameters[name], -tensor if name in told else tensor), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ctrl_c_once_it_is_done_undoes_nothing(kind: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = kind(tmp_path)
+    old = contents(tmp_path)
+    negate_in_place(path, ["a", "c"])
+    new = contents(tmp_path)
+    restore(tmp_path, old)
+    real = os.unlink
+
+    def interrupted(*arguments: Any) -> None:
+        real(*arguments)
+        if not (tmp_path / JOURNAL).exists():
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            negate_in_place(path, ["a", "c"])
+    assert contents(tmp_path) == new
+
+
+def test_what_is_done_and_perhaps_not_durable_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = roomy(tmp_path)
+    real = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if not (tmp_path / JOURNAL).exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(CheckpointError, match=r"model in .* were negated, but a power cut may still undo it: .*output"):
+        negate_in_place(path, ["a"])
+    assert load_weights(path).negations == (("b.weight",), ("a.weight",))
 
 
 def test_a_journal_that_was_never_ready_hinders_nobody(tmp_path: Path) -> None:
@@ -464,6 +564,21 @@ def test_files_that_are_others_too(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has other names"):
         negate_in_place(path, ["a"])
     assert JOURNAL not in os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_note_that_leads_elsewhere_is_not_followed(there: bool, tmp_path: Path) -> None:
+    (tmp_path / "sent").mkdir()
+    path = plain(tmp_path / "sent")
+    if there:
+        (tmp_path / "mine").write_text("{}")
+    Path(f"{path}.negations.json").symlink_to(tmp_path / "mine")
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"negations.json is a link"):
+        negate_in_place(path, ["a"])
+    assert path.read_bytes() == before
+    assert not there or (tmp_path / "mine").read_text() == "{}"
+    assert (tmp_path / "mine").exists() == there
 
 
 def test_a_link_is_read_after_its_own_folder_is_settled(tmp_path: Path) -> None:

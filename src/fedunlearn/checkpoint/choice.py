@@ -42,8 +42,9 @@ class Choice:
         return member.header.telling({**member.header.metadata, NEGATIONS: json.dumps(history)})
 
     def index_text(self, index: Index) -> str:
-        """The index after the negation."""
-        return index.with_history((*index.history, self.names))
+        """The index after the negation: from now on it tells what single shards' notes told, too."""
+        noted = (entry for member in self.checkpoint.members for entry in member.noted)
+        return index.with_history((*index.history, *noted, self.names))
 
 
 def choose(checkpoint: Checkpoint, layers: str | Sequence[str], include_bias: bool) -> Choice:

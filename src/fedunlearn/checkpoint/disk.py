@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
 
-__all__ = ["CHUNK", "Bytes", "File", "Stamp", "copy", "remove", "sync_folder"]
+__all__ = ["CHUNK", "Bytes", "File", "Stamp", "copy", "remove", "sync_folder", "text_of"]
 
 Bytes = npt.NDArray[np.uint8]
 Stamp = tuple[int, int, int, int]
@@ -39,9 +39,13 @@ class File:
 
     @classmethod
     @contextmanager
-    def opened(cls, path: Path, *, write: bool = False) -> Iterator[File]:
-        """A regular file; to write, no link to one: what it leads to is others' as well."""
-        flags = os.O_RDWR | os.O_NOFOLLOW if write else os.O_RDONLY
+    def opened(cls, path: Path, *, write: bool = False, links: bool = True) -> Iterator[File]:
+        """A regular file; to write, or without ``links``, no link to one: what it leads to is others' as well."""
+        flags = os.O_RDWR if write else os.O_RDONLY
+        if write or not links:
+            flags |= os.O_NOFOLLOW
+            if path.is_symlink():
+                raise CheckpointError(f"{path} is a link: put the file itself there")
         with refusing("write" if write else "read", path):
             # O_NONBLOCK: opening a pipe would wait for who writes into it.
             descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -100,6 +104,24 @@ class File:
         """Return once it is on the disk."""
         with refusing("write", self.path):
             os.fsync(self.descriptor)
+
+
+def text_of(path: Path, most: int) -> str | None:
+    """What a small file says, None where there is none.
+
+    Raises:
+        CheckpointError: it has more than ``most`` bytes, is a link or no regular file, no UTF-8, or cannot be read.
+    """
+    if not os.path.lexists(path):
+        return None
+    with File.opened(path, links=False) as file:
+        if file.size > most:
+            raise CheckpointError(f"{path} has {file.size:,} bytes, more than belong there: move it away")
+        content = file.read(0, file.size).tobytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is no text: move it away") from error
 
 
 def copy(source: File, target: File, start: int, stop: int, to: int) -> None:

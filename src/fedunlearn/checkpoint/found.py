@@ -23,14 +23,11 @@ from fedunlearn.checkpoint.header import (
     opened,
     value,
 )
-from fedunlearn.checkpoint.journal import settle
+from fedunlearn.checkpoint.journal import INDEX, LARGEST, settle
 from fedunlearn.checkpoint.note import noted
 from fedunlearn.names import Layer, guess_kinds
 
 __all__ = ["Checkpoint", "Index", "Member", "find", "read_layers", "read_metadata", "real"]
-
-_INDEX = ".safetensors.index.json"
-_LARGEST_INDEX = 100_000_000  # bytes; what the format allows a header
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def find(path: Path) -> Checkpoint:
         CheckpointError: there is none or more than one; a file is no sound one; or files and index disagree.
     """
     path = _meant(path) if path.is_dir() else path
-    if path.name.endswith(_INDEX):
+    if path.name.endswith(INDEX):
         return _sharded(path)
     member = _member(path)
     return Checkpoint((member,), None, member.history)
@@ -163,7 +160,7 @@ def _meant(folder: Path) -> Path:
     """The one index, or else the one safetensors file, in a folder."""
     with refusing("read", folder):
         names = sorted(os.listdir(folder))
-    found = [name for name in names if name.endswith(_INDEX)] or [n for n in names if n.endswith(".safetensors")]
+    found = [name for name in names if name.endswith(INDEX)] or [n for n in names if n.endswith(".safetensors")]
     if not found and any(name.endswith((".bin", ".bin.index.json", ".pt", ".pth")) for name in names):
         raise CheckpointError(f"{folder} holds a pickled checkpoint: save it with safe_serialization=True first")
     if not found:
@@ -198,7 +195,7 @@ def _sharded(path: Path) -> Checkpoint:
 def _index(path: Path) -> Index:
     settle(path)
     with File.opened(path) as file:
-        if file.size > _LARGEST_INDEX:
+        if file.size > LARGEST:
             raise CheckpointError(f"{path} is no index of shards: it has {file.size:,} bytes")
         content = file.read(0, file.size).tobytes()
     wrong = CheckpointError(f"{path} is no index of shards: fetch or save it again")

@@ -13,11 +13,12 @@ JSON, then for each chunk of each stretch a CRC-32 of what is not sign bits, and
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,37 @@ from typing import Any
 import numpy as np
 
 from fedunlearn.atomic import atomic_write
-from fedunlearn.checkpoint.disk import CHUNK, Bytes, File, Stamp, remove, sync_folder
+from fedunlearn.checkpoint.disk import CHUNK, Bytes, File, Stamp, remove, sync_folder, text_of
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
 from fedunlearn.checkpoint.signs import checksum, flip, read_signs, set_signs
 from fedunlearn.names import SIGNED
 
-__all__ = ["JOURNAL", "Change", "Note", "Plan", "Stretch", "carry_out", "chunks", "settle"]
+__all__ = [
+    "INDEX",
+    "JOURNAL",
+    "LARGEST",
+    "NOTE",
+    "Change",
+    "Note",
+    "Plan",
+    "Stretch",
+    "at_work",
+    "carry_out",
+    "chunks",
+    "settle",
+]
 
 JOURNAL = "fedunlearn-negation.journal"
 """Its name in the folder of the files. There is one a folder, so that every reader knows where to look."""
+
+INDEX = ".safetensors.index.json"
+"""How the name of an index of shards ends."""
+
+NOTE = ".negations.json"
+"""What the name of a file's note has after the file's."""
+
+LARGEST = 100_000_000
+"""Bytes of an index or a note: what the format allows a header."""
 
 _READY = b"fedneg 1"
 _HEAD = 8 + 8 + 32
@@ -62,11 +85,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Note:
-    """A small file that is replaced as a whole; ``before`` is None where there is none yet."""
+    """A small file that is replaced as a whole: an index, or the note of a file that is changed.
+
+    ``before`` is None where there is none yet, ``after`` where it goes.
+    """
 
     name: str
     before: str | None
-    after: str
+    after: str | None
 
 
 @dataclass(frozen=True)
@@ -82,31 +108,69 @@ class Plan:
         return {change.name for change in self.changes} | {note.name for note in self.notes}
 
 
-def carry_out(folder: Path, plan: Plan) -> None:
-    """Do what is planned; on any error, undo it.
+@contextmanager
+def at_work(folder: Path) -> Iterator[File]:
+    """A new journal, empty and locked. No other process negates in the folder before this context is left.
+
+    Who plans does so in this context: what another has done since would not be in the history.
 
     Raises:
-        CheckpointError: a file cannot be written or is another than the plan's, or another process is at work in
-            this folder.
+        CheckpointError: another process is at work in this folder; or it cannot be written.
     """
-    with _begun(folder) as journal:
+    with _left_behind(folder) as (old, alone):
+        if old is not None:
+            if not alone:
+                raise _busy(folder)
+            if _is_ready(old):
+                _undo(old, folder)
+            else:
+                remove(old.path)
+    with _created(folder) as journal:
+        _lock(journal, wait=True)  # for a reader who looks into it just now
+        if not _is_in_its_place(journal):
+            raise _busy(folder)  # who took it for a dead one's
         try:
-            stamps = _record(journal, folder, plan)
-            sync_folder(folder)
-        except BaseException:
-            with suppress(CheckpointError):  # nothing was changed yet: undoing would change nothing either
-                remove(journal.path)
-            raise
-        try:
-            for change, stamp in zip(plan.changes, stamps, strict=True):
-                _apply(folder, change, stamp)
-            for note in plan.notes:
-                _put(folder / note.name, note.after)
-            remove(journal.path)
-        except BaseException:
+            yield journal
+        finally:
+            with suppress(CheckpointError):
+                if not _is_ready(journal):  # nothing was changed
+                    remove(journal.path)
+
+
+def carry_out(journal: File, plan: Plan) -> None:
+    """Do what is planned; on any error, undo it. What is interrupted (Ctrl-C) is undone, or was done.
+
+    Args:
+        journal: from `at_work`.
+        plan: what is to happen in its folder.
+
+    Raises:
+        CheckpointError: a file cannot be written or is another than the plan's.
+    """
+    folder = journal.path.parent
+    try:
+        stamps = _record(journal, folder, plan)
+        sync_folder(folder)
+    except BaseException:
+        with suppress(CheckpointError):  # nothing was changed yet: undoing would change nothing either
+            journal.write(0, bytes(len(_READY)))
+        raise
+    try:
+        for change, stamp in zip(plan.changes, stamps, strict=True):
+            _apply(folder, change, stamp)
+        for note in plan.notes:
+            _put(folder / note.name, note.after)
+        remove(journal.path)
+    except BaseException:
+        if _is_in_its_place(journal):  # else it was done: without a journal, undoing could be broken off half-way
             _undo(journal, folder)
-            raise
-    sync_folder(folder)
+        raise
+    try:
+        sync_folder(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{', '.join(sorted(plan.names))} in {folder} were negated, but a power cut may still undo it: {error}"
+        ) from error
 
 
 def settle(path: Path) -> None:
@@ -133,21 +197,13 @@ def chunks(stretch: Stretch) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _begun(folder: Path) -> Iterator[File]:
-    """A new journal that is locked while this process lives."""
-    with _left_behind(folder) as (old, alone):
-        if old is not None:
-            if not alone:
-                raise _busy(folder)
-            if _is_ready(old):
-                _undo(old, folder)
-            else:
-                remove(old.path)
-    # For its owner alone: whoever cannot read it cannot read a half-negated model either.
-    with File.created(folder / JOURNAL, mode=0o600) as journal:
-        _lock(journal, wait=True)  # for a reader who looks into it just now
-        if not _is_in_its_place(journal):
-            raise _busy(folder)  # who took it for a dead one's
+def _created(folder: Path) -> Iterator[File]:
+    with ExitStack() as stack:
+        try:
+            # For its owner alone: whoever cannot read it cannot read a half-negated model either.
+            journal = stack.enter_context(File.created(folder / JOURNAL, mode=0o600))
+        except CheckpointError as error:
+            raise (_busy(folder) if isinstance(error.__cause__, FileExistsError) else error) from error.__cause__
         yield journal
 
 
@@ -165,14 +221,25 @@ def _left_behind(folder: Path) -> Iterator[tuple[File | None, bool]]:
 
 @contextmanager
 def _opened_if_there(path: Path) -> Iterator[File | None]:
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDWR | flags)  # NFS locks none that is open for reading only
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            descriptor = os.open(path, os.O_RDONLY | flags)
     except FileNotFoundError:
         yield None
         return
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     try:
+        # Whoever may write into a shared folder could have others' files changed by a journal that lies.
+        if hasattr(os, "geteuid") and os.fstat(descriptor).st_uid != os.geteuid():
+            raise CheckpointError(
+                f"{path} is another user's, who alone can undo what was begun: ask them to, or move it"
+            )
         yield File(path, descriptor)
     finally:
         os.close(descriptor)
@@ -243,7 +310,11 @@ def _apply(folder: Path, change: Change, stamp: Stamp) -> None:
         file.sync()
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, text: str | None) -> None:
+    if text is None:
+        remove(path)
+        sync_folder(path.parent)  # before the journal goes, or a power cut could bring back the one without the other
+        return
     with refusing("write", path), atomic_write(path) as file:
         file.write(text.encode())
 
@@ -295,13 +366,23 @@ def _plan(journal: File) -> Plan:
         length += sum(_kept_bytes(stretch) for change in plan.changes for stretch in change.stretches)
     except (ValueError, KeyError):  # pydantic's error is a ValueError
         raise damaged from None
-    sound = all(map(_is_sound, plan.changes)) and all(Path(name).name == name for name in plan.names)
-    if not sound or length + _HEAD != journal.size:
+    if not _is_sound(plan) or length + _HEAD != journal.size:
         raise damaged
     return plan
 
 
-def _is_sound(change: Change) -> bool:
+def _is_sound(plan: Plan) -> bool:
+    """Whether it is about what a negation changes, and nothing else: a folder that was sent may lie."""
+    noted = {f"{change.name}{NOTE}" for change in plan.changes}
+    return (
+        len(plan.names) == len(plan.changes) + len(plan.notes)
+        and all(Path(name).name == name and "\0" not in name for name in plan.names)
+        and all(note.name in noted or note.name.endswith(INDEX) for note in plan.notes)
+        and all(map(_fits, plan.changes))
+    )
+
+
+def _fits(change: Change) -> bool:
     header = len(change.before.encode())
     return len(change.after.encode()) == header and all(
         8 + header <= one.start <= one.stop <= change.size and (one.stop - one.start) % SIGNED[one.dtype] == 0
@@ -362,23 +443,10 @@ def _restore(folder: Path, change: Change, kept: Iterator[Any]) -> None:
 
 
 def _check_note(folder: Path, note: Note) -> None:
-    if _text(folder / note.name) not in (note.before, note.after):
+    if text_of(folder / note.name, LARGEST) not in (note.before, note.after):
         raise CheckpointError(f"{folder / note.name} was changed since")
 
 
 def _restore_note(folder: Path, note: Note) -> None:
-    path = folder / note.name
-    if _text(path) == note.before:
-        return
-    if note.before is None:
-        remove(path)
-    else:
-        _put(path, note.before)
-
-
-def _text(path: Path) -> str | None:
-    with refusing("read", path):
-        try:
-            return path.read_bytes().decode(errors="surrogateescape")
-        except FileNotFoundError:
-            return None
+    if text_of(folder / note.name, LARGEST) != note.before:
+        _put(folder / note.name, note.before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 from fedunlearn.atomic import atomic_write
 from fedunlearn.checkpoint.choice import Choice, choose
 from fedunlearn.checkpoint.copying import negated_file, negated_folder
-from fedunlearn.checkpoint.disk import File
+from fedunlearn.checkpoint.disk import File, text_of
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
-from fedunlearn.checkpoint.found import Member, find
+from fedunlearn.checkpoint.found import Index, Member, find
 from fedunlearn.checkpoint.header import opened
-from fedunlearn.checkpoint.journal import Change, Note, Plan, carry_out, settle
+from fedunlearn.checkpoint.journal import LARGEST, Change, Note, Plan, at_work, carry_out, settle
 from fedunlearn.checkpoint.note import mark_of, note_of, note_text
 from fedunlearn.checkpoint.signs import flip
 
@@ -100,32 +101,44 @@ def negate_in_place(path: Path | str, layers: str | Sequence[str], *, include_bi
         CheckpointError: as `negate_file`; or a file is a link or has several names, for others would change with it;
             or another process negates in the same folder. The checkpoint is as it was.
     """
-    choice = choose(find(Path(path)), layers, include_bias)
-    checkpoint = choice.checkpoint
-    touched = [member for member in checkpoint.members if choice.stretches(member)]
-    for member in touched:
-        _require_ours(member.path)
-    if checkpoint.index is not None:
-        _require_ours(checkpoint.index.path)
-        changes = [_change(choice, member, member.header.text) for member in touched]
-        notes = [Note(checkpoint.index.path.name, checkpoint.index.text, choice.index_text(checkpoint.index))]
-        note = None
-    else:
-        changes, notes, note = _of_one_file(choice, checkpoint.members[0])
-    carry_out(checkpoint.path.parent, Plan(tuple(changes), tuple(notes)))
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    with at_work(folder) as journal:
+        choice = choose(find(path), layers, include_bias)
+        checkpoint = choice.checkpoint
+        if checkpoint.index is not None:
+            plan = _of_a_set(choice, checkpoint.index)
+        else:
+            plan = _of_one_file(choice, checkpoint.members[0])
+        for name in sorted(plan.names):
+            _require_ours(folder / name)
+        carry_out(journal, plan)
+    note = None if checkpoint.index is not None or not plan.notes else folder / plan.notes[0].name
     return _done(choice, sum(member.stamp[2] for member in checkpoint.members), note)
 
 
-def _of_one_file(choice: Choice, member: Member) -> tuple[list[Change], list[Note], Path | None]:
+def _of_a_set(choice: Choice, index: Index) -> Plan:
+    """How shards and index are changed; what notes beside single shards tell goes into the index."""
+    members = [member for member in choice.checkpoint.members if choice.stretches(member) or member.noted]
+    gone = [note_of(member.path) for member in members if member.noted]
+    return Plan(
+        tuple(_change(choice, member, member.header.text) for member in members),
+        (
+            Note(index.path.name, index.text, choice.index_text(index)),
+            *(Note(path.name, text_of(path, LARGEST), None) for path in gone),
+        ),
+    )
+
+
+def _of_one_file(choice: Choice, member: Member) -> Plan:
     """How a file without an index is changed, and the note beside it if its header has no room."""
     text = choice.header_text(member)
     if len(text) == len(member.header.text):
-        return [_change(choice, member, text)], [], None
+        return Plan((_change(choice, member, text),), ())
     path = note_of(member.path)
-    with refusing("read", path):
-        before = path.read_bytes().decode() if path.exists() else None
     after = note_text((*member.noted, choice.names), member.header, choice.stretches(member), _starts(choice, member))
-    return [_change(choice, member, member.header.text)], [Note(path.name, before, after)], path
+    change = _change(choice, member, member.header.text)
+    return Plan((change,), (Note(path.name, text_of(path, LARGEST), after),))
 
 
 def _change(choice: Choice, member: Member, text: bytes) -> Change:
@@ -155,6 +168,8 @@ def _done(choice: Choice, file_bytes: int, note: Path | None = None) -> FileNega
 
 def _require_ours(path: Path) -> None:
     """That nobody else's file changes with it."""
+    if not os.path.lexists(path):
+        return
     if path.is_symlink():
         raise CheckpointError(f"{path} is a link: name the file itself, or negate into a new one (--output)")
     if path.stat().st_nlink > 1:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
-from fedunlearn.atomic import FileError, read_json
-from fedunlearn.checkpoint.disk import File
-from fedunlearn.checkpoint.errors import CheckpointError, refusing
+from fedunlearn.checkpoint.disk import File, text_of
+from fedunlearn.checkpoint.errors import CheckpointError
 from fedunlearn.checkpoint.header import Header, History, as_history
-from fedunlearn.checkpoint.journal import Stretch
+from fedunlearn.checkpoint.journal import LARGEST, NOTE, Stretch
 
 __all__ = ["mark_of", "note_of", "note_text", "noted"]
 
@@ -24,7 +24,7 @@ _MARK = 4096  # bytes of each negated stretch
 
 def note_of(path: Path) -> Path:
     """The note that belongs to a file."""
-    return path.with_name(f"{path.name}.negations.json")
+    return path.with_name(f"{path.name}{NOTE}")
 
 
 def mark_of(stretch: Stretch) -> int:
@@ -53,21 +53,27 @@ def noted(file: File, header: Header) -> History:
     """
     path = note_of(file.path)
     strange = CheckpointError(f"{path} is no sign history: remove it if {file.path.name} was never negated in place")
+    text = text_of(path, LARGEST)
+    if text is None:
+        return ()
     try:
-        with refusing("read", path):
-            content = read_json(path)
-        if not content:
-            return ()
+        content = json.loads(text)
         places = [(int(start), int(stop)) for start, stop in content["places"]]
-        if not all(0 <= start <= stop <= min(file.size, start + _MARK) for start, stop in places):
-            return ()
-        starts = [file.read(start, stop - start).tobytes() for start, stop in places]
-        return as_history(path, content["negations"]) if _mark(header, starts) == content["sha256"] else ()
-    except (FileError, KeyError, TypeError, OverflowError) as error:
+        negations, digest = as_history(path, content["negations"]), content["sha256"]
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise strange from error
-    except ValueError as error:
-        raise error if isinstance(error, CheckpointError) else strange from error
+    # Those of a file are apart from one another: they are read once, and no more than there is.
+    apart = all(first[1] <= second[0] for first, second in pairwise(places))
+    if not apart or not all(0 <= start <= stop <= min(file.size, start + _MARK) for start, stop in places):
+        return ()
+    starts = (file.read(start, stop - start).tobytes() for start, stop in places)
+    return negations if _mark(header, starts) == digest else ()
 
 
-def _mark(header: Header, starts: Sequence[bytes]) -> str:
-    return hashlib.sha256(b"".join([header.text, *starts])).hexdigest()
+def _mark(header: Header, starts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256(header.text)
+    for start in starts:
+        digest.update(start)
+    return digest.hexdigest()
