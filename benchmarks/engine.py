@@ -217,7 +217,7 @@ class Peak:
 
 
 def alone(job: Job, way: str) -> None:
-    """A line on standard output when the first round is done; after two more, the peaks of memory: own, workers'."""
+    """A line on standard output when the first round is done; after two more, peaks of memory: its own and workers'."""
     once = ALONE[way](job)
     once()
     print("first round", flush=True)
