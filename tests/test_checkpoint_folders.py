@@ -222,13 +222,51 @@ def test_folders_without_a_checkpoint_or_with_two(folder: Path, tmp_path: Path) 
         read_layers(folder)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.safetensors", "onnx/model.onnx"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pytorch_model.bin",
+        "adapter_model.bin",
+        "diffusion_pytorch_model.bin",
+        "model.pt",
+        "model.ckpt",
+        "weights.pth",
+        "optimizer.pt",
+        "consolidated.safetensors",
+        "onnx/model.onnx",
+    ],
+)
 def test_the_same_model_in_another_format_is_not_copied_unnegated(name: str, folder: Path, tmp_path: Path) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"may hold the same model, and would not be negated"):
-        negate_file(folder, "a", tmp_path / "new")
+    before = contents(folder)
+    for use in (lambda: negate_file(folder, "a", tmp_path / "new"), lambda: negate_in_place(folder / INDEX, "a")):
+        with pytest.raises(CheckpointError, match=r"may hold the same model, and would not be negated"):
+            use()
     assert os.listdir(tmp_path) == ["hf"]
+    assert contents(folder) == before
+
+
+def test_what_holds_no_model_is_copied_and_leftovers_are_not(folder: Path, tmp_path: Path) -> None:
+    (folder / "training_args.bin").write_bytes(b"x")
+    (folder / f".{'0a' * 8}.tmp").write_bytes(b"half a model")
+    negate_file(folder, "a", tmp_path / "new")
+    assert contents(folder).keys() - contents(tmp_path / "new").keys() == {".cache/etag", f".{'0a' * 8}.tmp"}
+
+
+def test_a_subfolder_that_cannot_be_read_is_not_left_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def denied(path: Any) -> Any:
+        if Path(path).name == "tokenizer":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(CheckpointError, match=r"cannot read .*tokenizer: Permission denied"):
+        negate_file(folder, "a", tmp_path / "new")
 
 
 def test_where_a_folder_may_be_written(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,24 +14,22 @@ from pathlib import Path
 from fedunlearn.checkpoint.choice import Choice
 from fedunlearn.checkpoint.disk import File, copy, sync_folder
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
-from fedunlearn.checkpoint.found import Checkpoint, Member, real
+from fedunlearn.checkpoint.found import PICKLED, Checkpoint, Member, real
 from fedunlearn.checkpoint.header import opened
 from fedunlearn.checkpoint.journal import JOURNAL, chunks
 from fedunlearn.checkpoint.note import note_of
 from fedunlearn.checkpoint.signs import flip
 
-__all__ = ["negated_file", "negated_folder"]
+__all__ = ["files_of", "negated_file", "negated_folder"]
 
-_WEIGHTS = (
-    "*.safetensors",
-    "pytorch_model*.bin",
-    "consolidated*.pth",
-    "tf_model*.h5",
-    "flax_model*.msgpack",
-    "*.gguf",
-    "*.onnx",
-)
-"""Files that hold a model in Hugging Face's folders."""
+_WEIGHTS = (".safetensors", *PICKLED, ".h5", ".keras", ".msgpack", ".gguf", ".onnx", ".onnx_data")
+"""How names of files end that hold a model, or an optimiser's averages over its gradients."""
+
+_OTHERS = ("training_args.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+"""Pickles that Hugging Face's trainer writes, which hold none."""
+
+_LEFT_BEHIND = re.compile(r"\.[0-9a-f]{16}\.tmp")
+"""What a process that was killed has half-written: by `fedunlearn.atomic`'s name for it."""
 
 
 def negated_file(choice: Choice, member: Member, target: File) -> None:
@@ -65,7 +64,7 @@ def negated_folder(choice: Choice, output: Path) -> int:
         raise CheckpointError(f"{output} exists: choose another name, or remove it first")
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
         raise CheckpointError(f"{output} lies in {folder} itself: write beside it")
-    names = list(_files(checkpoint))
+    names = list(files_of(checkpoint))
     members = {member.path.name: member for member in checkpoint.members}
     size = 0
     with _built(output) as new:
@@ -84,12 +83,16 @@ def negated_folder(choice: Choice, output: Path) -> int:
     return size
 
 
-def _files(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The files of a checkpoint's folder that belong to it, by their names in it."""
+def files_of(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The files of a checkpoint's folder that belong to it, by their names in it.
+
+    Raises:
+        CheckpointError: one may hold the model a second time, or a folder cannot be read.
+    """
     folder = checkpoint.path.parent
     own = {member.path for member in checkpoint.members}
     left_out = {folder / JOURNAL, *map(note_of, own)}  # the history goes where all readers of the new file find it
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_unreadable):
         for name in folders:
             if (Path(place) / name).is_symlink():
                 raise CheckpointError(f"{Path(place) / name} is a link to a folder: put the folder itself there")
@@ -97,11 +100,17 @@ def _files(checkpoint: Checkpoint) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(place) / name
-            if path in left_out:
+            if path in left_out or _LEFT_BEHIND.fullmatch(name):
                 continue
-            if path not in own and any(fnmatchcase(name, pattern) for pattern in _WEIGHTS):
+            known = path in own or any(fnmatchcase(name, pattern) for pattern in _OTHERS)
+            if not known and name.endswith(_WEIGHTS):
                 raise CheckpointError(f"{path} may hold the same model, and would not be negated: move it away first")
             yield path.relative_to(folder)
+
+
+def _unreadable(error: OSError) -> None:
+    with refusing("read", Path(error.filename)):
+        raise error
 
 
 @contextmanager

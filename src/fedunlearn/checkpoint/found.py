@@ -27,7 +27,10 @@ from fedunlearn.checkpoint.journal import INDEX, LARGEST, settle
 from fedunlearn.checkpoint.note import noted
 from fedunlearn.names import Layer, guess_kinds
 
-__all__ = ["Checkpoint", "Index", "Member", "find", "read_layers", "read_metadata", "real"]
+__all__ = ["PICKLED", "Checkpoint", "Index", "Member", "find", "read_layers", "read_metadata", "real"]
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""How names of pickled checkpoints end."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def _meant(folder: Path) -> Path:
     with refusing("read", folder):
         names = sorted(os.listdir(folder))
     found = [name for name in names if name.endswith(INDEX)] or [n for n in names if n.endswith(".safetensors")]
-    if not found and any(name.endswith((".bin", ".bin.index.json", ".pt", ".pth")) for name in names):
+    if not found and any(name.endswith((*PICKLED, ".bin.index.json")) for name in names):
         raise CheckpointError(f"{folder} holds a pickled checkpoint: save it with safe_serialization=True first")
     if not found:
         raise CheckpointError(f"{folder} holds no safetensors file: name a checkpoint")
@@ -217,7 +220,7 @@ def _index(path: Path) -> Index:
 
 
 def _require_plain(index: Path, name: str) -> None:
-    if name.endswith((".bin", ".pt", ".pth")):
+    if name.endswith(PICKLED):
         raise CheckpointError(f"{index} names the pickled shard {name!r}: save the set as safetensors first")
     if not name.endswith(".safetensors") or Path(name).name != name or "\0" in name:
         raise CheckpointError(f"{index} names the shard {name!r}: a shard is a .safetensors file in the index's folder")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedunlearn.atomic import atomic_write
 from fedunlearn.checkpoint.choice import Choice, choose
-from fedunlearn.checkpoint.copying import negated_file, negated_folder
+from fedunlearn.checkpoint.copying import files_of, negated_file, negated_folder
 from fedunlearn.checkpoint.disk import File, text_of
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
 from fedunlearn.checkpoint.found import Index, Member, find
@@ -106,6 +106,8 @@ def negate_in_place(path: Path | str, layers: str | Sequence[str], *, include_bi
     with at_work(folder) as journal:
         choice = choose(find(path), layers, include_bias)
         checkpoint = choice.checkpoint
+        if path.is_dir() or checkpoint.index is not None:
+            list(files_of(checkpoint))  # that none of them holds the model a second time
         if checkpoint.index is not None:
             plan = _of_a_set(choice, checkpoint.index)
         else:
