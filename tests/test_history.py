@@ -18,6 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedunlearn import history as history_of
+from fedunlearn.atomic import make_folder
 from fedunlearn.backends import recorded as recorded_of
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.recorded import Recorded, Recorder
@@ -332,6 +334,25 @@ def test_the_rows_that_are_written_are_those_that_were_set_aside(
     for turn, client in zip(turns, "cb", strict=True):
         list(around.run(TRAINING, federation.start, turn, [client]))
     assert aside == [("arrived", 0), ("sum", 2), ("arrived", 0), ("sum", 1)]
+
+
+def test_a_folder_is_made_once_a_round_and_not_for_each_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To make one syncs the folder above it, which costs as much as the file itself."""
+    made: list[str] = []
+
+    def counted(folder: Path) -> None:
+        made.append(folder.relative_to(tmp_path).as_posix())
+        make_folder(folder)
+
+    for module in (recorded_of, history_of):
+        monkeypatch.setattr(module, "make_folder", counted, raising=False)
+    federation = Walk()
+    recorder = Recorder(tmp_path, {"sum", "updates"}, federation.clients)
+    around = Recorded(federation, recorder)
+    for number in range(2):
+        list(around.run(TRAINING, federation.start, Turn(0, "train", number)))
+        recorder.flush()
+    assert made == [".", "updates/000000", "norms", "sum", "updates/000001", "norms", "sum"]
 
 
 def test_norms_alone_need_no_matrix(tmp_path: Path) -> None:

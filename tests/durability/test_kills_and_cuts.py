@@ -19,7 +19,7 @@ def all_cuts(lives: Lives, clean: Clean, each: int, rng: random.Random) -> Count
             continue
         disk.follow(step)
         if number in chosen:
-            how = HOW[found.total() % len(HOW)]
+            how = rng.choice(HOW)
             what = f"no power after step {number} ({step.kind} {step.path} {step.other}), {how}, in {chosen[number]}"
             cut(lives, clean, disk, clean.steps[: place + 1], how, rng, what)
             found[chosen[number]] += 1
@@ -42,8 +42,9 @@ def test_no_step_escapes_the_record(clean: dict[str, Clean], life: str) -> None:
 @pytest.mark.parametrize("life", LIVES)
 def test_killed_before_some_steps_it_ends_with_the_same_bits(lives: Lives, clean: dict[str, Clean], life: str) -> None:
     rng = random.Random(0)
-    for number, phase in rng.sample(drawn(clean[life], 1, rng), 2 if life != "file" else 1):
-        kill(lives, clean[life], number, phase)
+    for _ in range(2 if life != "file" else 1):
+        # A life may have a step less than the clean one, and is then not killed before its last.
+        assert any(kill(lives, clean[life], *rng.choice(drawn(clean[life], 1, rng))) for _ in range(3))
 
 
 @pytest.mark.parametrize("life", LIVES)
