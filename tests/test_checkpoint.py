@@ -430,3 +430,34 @@ def test_the_same_weights_give_the_same_file(tmp_path: Path) -> None:
     assert len({path.read_bytes() for path in paths}) == 1
     assert read_metadata(paths[0])["two"] == "2"
     assert load_weights(paths[0]).same_bits(weights)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("parameters", '[1, "a"]'),
+        ("buffers", "[[]]"),
+        ("aliases", '{"x": 1}'),
+        ("aliases", '{"x": "gone"}'),
+        ("negations", f"[[{'9' * 5000}]]"),
+    ],
+)
+def test_metadata_that_lie(key: str, says: str, tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "in", {f"fedunlearn.{key}": says})
+    with pytest.raises(CheckpointError, match=rf"its metadata 'fedunlearn.{key}' "):
+        load_weights(tmp_path / "in")
+
+
+def test_an_empty_tensor_of_endless_rows(tmp_path: Path) -> None:
+    header = f'{{"w":{{"dtype":"F32","shape":[0,{1 << 63}],"data_offsets":[0,0]}}}}'
+    with pytest.raises(CheckpointError, match="torch has no tensor of the shape of w"):
+        load_weights(with_header(tmp_path / "in", header.encode(), b""))
+
+
+def test_many_keys_of_which_one_stands_twice_take_no_time(tmp_path: Path) -> None:
+    """Compared pair by pair, these would take an hour."""
+    pairs = ",".join(f'"{number}":"x"' for number in [*range(200_000), 199_999])
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(f'{{"weight_map":{{{pairs}}}}}')
+    with pytest.raises(CheckpointError, match="'199999' stands twice in it"):
+        read_layers(path)

@@ -609,6 +609,32 @@ def test_a_note_is_void_once_its_file_is_another(tmp_path: Path) -> None:
             read_layers(path)
 
 
+def test_notes_that_would_fill_memory_or_never_end(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.ones(1 << 12)}, tmp_path / "model")
+    note = tmp_path / "model.negations.json"
+    note.write_text(json.dumps({"negations": [], "places": [[0, 4096]] * 50_000, "sha256": ""}))
+    tracemalloc.start()
+    try:
+        assert load_weights(tmp_path / "model").negations == ()
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+    os.truncate(note, 100_000_001)
+    with pytest.raises(CheckpointError, match="more than belong there"):
+        read_layers(tmp_path / "model")
+    note.unlink()
+    os.mkfifo(note)
+    with pytest.raises(CheckpointError, match="no regular file"):
+        read_layers(tmp_path / "model")
+
+
+def test_an_index_stays_as_private_as_it_was(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").chmod(0o600)
+    negate_in_place(tmp_path, "a")
+    assert (tmp_path / "model.safetensors.index.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_wrong_names_change_nothing(tmp_path: Path) -> None:
     path = roomy(tmp_path)
     old = contents(tmp_path)

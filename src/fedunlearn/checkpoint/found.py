@@ -21,7 +21,7 @@ from fedunlearn.checkpoint.header import (
     history,
     once_each,
     opened,
-    value,
+    texts,
 )
 from fedunlearn.checkpoint.journal import INDEX, LARGEST, settle
 from fedunlearn.checkpoint.note import noted
@@ -103,7 +103,10 @@ class Checkpoint:
         """Other names of tied tensors."""
         found: dict[str, str] = {}
         for member in self.members:
-            found |= value(member.path, member.header.metadata, ALIASES, {})
+            found |= texts(member.path, member.header.metadata, ALIASES, {})
+        held = {name for member in self.members for name in member.header.tensors}
+        if odd := sorted(set(found.values()) - held):
+            raise CheckpointError(f"{self.path}: its metadata {ALIASES!r} leads to {odd[0]}, which it lacks: mend it")
         return found
 
 

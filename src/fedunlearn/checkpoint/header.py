@@ -28,6 +28,7 @@ __all__ = [
     "history",
     "once_each",
     "opened",
+    "texts",
     "value",
 ]
 
@@ -167,19 +168,36 @@ def value(path: Path, metadata: Mapping[str, str], key: str, default: Any) -> An
     """
     try:
         found = json.loads(metadata[key]) if key in metadata else default
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of more digits than Python reads is a ValueError
         found = None
     if type(found) is not type(default):
-        raise CheckpointError(f"{path}: its metadata {key!r} is not ours to read: remove or mend it")
+        raise _not_ours(path, key)
     return found
+
+
+def texts(path: Path, metadata: Mapping[str, str], key: str, default: Any) -> Any:
+    """A metadata value, which must be a list of texts, or an object of them, as the default is.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    found = value(path, metadata, key, default)
+    if not all(isinstance(one, str) for one in (found.values() if isinstance(found, dict) else found)):
+        raise _not_ours(path, key)
+    return found
+
+
+def _not_ours(path: Path, key: str) -> CheckpointError:
+    return CheckpointError(f"{path}: its metadata {key!r} is not ours to read: remove or mend it")
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The pairs of a JSON object, whose keys must differ: readers would disagree which one counts."""
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice in it")
+    entries: dict[str, Any] = {}
+    for key, one in pairs:
+        if key in entries:
+            raise ValueError(f"{key!r} stands twice in it")
+        entries[key] = one
     return entries
 
 

@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -316,6 +317,8 @@ def _put(path: Path, text: str | None) -> None:
         sync_folder(path.parent)  # before the journal goes, or a power cut could bring back the one without the other
         return
     with refusing("write", path), atomic_write(path) as file:
+        if path.exists():  # whoever might not read the old one is not to read the new one
+            os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
         file.write(text.encode())
 
 

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedunlearn.atomic import atomic_write
 from fedunlearn.checkpoint.disk import File
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
 from fedunlearn.checkpoint.found import Checkpoint, Member, find
-from fedunlearn.checkpoint.header import ALIASES, BUFFERS, DTYPES, NEGATIONS, PARAMETERS, Header, opened, value
+from fedunlearn.checkpoint.header import ALIASES, BUFFERS, DTYPES, NEGATIONS, PARAMETERS, Header, opened, texts
 from fedunlearn.checkpoint.journal import settle
 from fedunlearn.names import Part
 
@@ -79,13 +79,13 @@ def load_weights(path: Path | str) -> Weights:
     )
 
 
-def _names(checkpoint: Checkpoint) -> tuple[list[Any], list[Any]]:
+def _names(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """Parameters and buffers, in their order."""
-    parameters: list[Any] = []
-    buffers: list[Any] = []
+    parameters: list[str] = []
+    buffers: list[str] = []
     for member in checkpoint.members:
-        parameters += value(member.path, member.header.metadata, PARAMETERS, list(member.header.tensors))
-        buffers += value(member.path, member.header.metadata, BUFFERS, [])
+        parameters += texts(member.path, member.header.metadata, PARAMETERS, list(member.header.tensors))
+        buffers += texts(member.path, member.header.metadata, BUFFERS, [])
     return parameters, buffers
 
 
@@ -108,5 +108,8 @@ def _tensor(file: File, header: Header, name: str) -> Tensor:
     if entry["dtype"] == "F4":
         shape[-1] //= 2  # torch holds two of them in an element
     if math.prod(shape) == 0:
-        return torch.empty(shape, dtype=dtype)
+        try:
+            return torch.empty(shape, dtype=dtype)
+        except (TypeError, RuntimeError) as error:  # of no numbers at all, but so many columns
+            raise CheckpointError(f"{file.path}: torch has no tensor of the shape of {name}, {shape}") from error
     return torch.from_numpy(file.read(start, stop - start)).view(dtype).reshape(shape)
