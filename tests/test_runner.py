@@ -774,7 +774,8 @@ def test_what_was_damaged_after_it_was_kept_is_not_certified(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"weights": []}, {"weights": None}, {"digest": None}, {"weights": {"last": 3}}, {"rows": -1}, {"label": 1}]
+    "wrong",
+    [{"weights": []}, {"weights": None}, {"digest": None}, {"weights": {"last": 3}}, {"rows": -1}, {"label": 1}],
 )
 def test_a_completion_is_as_it_is_written_or_told(tmp_path: Path, wrong: dict[str, Any]) -> None:
     record = Record(tmp_path)
@@ -783,7 +784,9 @@ def test_a_completion_is_as_it_is_written_or_told(tmp_path: Path, wrong: dict[st
     said = json.loads((tmp_path / "complete.json").read_text())
     for content in (said | wrong, {name: value for name, value in said.items() if name not in wrong}):
         (tmp_path / "complete.json").write_text(json.dumps(content))
-        with pytest.raises(RecordError, match=r"complete.json is not as a run writes it: remove .*to have it done anew"):
+        with pytest.raises(
+            RecordError, match=r"complete.json is not as a run writes it: remove .*to have it done anew"
+        ):
             Record(tmp_path)
 
 

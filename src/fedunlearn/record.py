@@ -74,7 +74,7 @@ class _Meta:
 
 @dataclass(frozen=True)
 class _Completion:
-    """What is written last: the method's label, how many rows, why it failed; digests of the rows and of what is kept."""
+    """What is written last: the label, how many rows, why it failed; digests of the rows and of what is kept."""
 
     label: str
     rows: Annotated[int, Ge(0)]
