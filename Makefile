@@ -27,7 +27,7 @@ bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/scale.py
 	$(VENV)/bin/python benchmarks/checkpoint.py
 	$(VENV)/bin/python benchmarks/runner.py
-	$(VENV)/bin/python benchmarks/flower.py
+	$(VENV)/bin/python benchmarks/on_flower.py
 
 clean:
 	rm -rf $(VENV)

@@ -163,7 +163,7 @@ def test_an_average_holds_one_sum_whatever_the_number_of_replies() -> None:
 
 def test_the_benchmark_on_flower_runs_in_one_process(tmp_path: Path) -> None:
     counts = ("--rounds", "1", "--requests", "1", "--times", "1")
-    found = raw(tmp_path, "flower.py", "--stages", "process", "pieces", *counts)
+    found = raw(tmp_path, "on_flower.py", "--stages", "process", "pieces", *counts)
     ways = found["process"]["ways"]
     assert list(ways) == ["in-process", "in-process, one worker", "LocalGrid"]
     assert all(len(way["round"]) == len(way["request"]) == 1 for way in ways.values())
@@ -172,7 +172,7 @@ def test_the_benchmark_on_flower_runs_in_one_process(tmp_path: Path) -> None:
     weighed, model = found["process"]["bytes"], 96_938 * 4
     assert weighed["account"] == model * 2 * 3 * 5
     assert 1 < weighed["messages"]["train.work"] / (model * 2 * 2 * 5) < 1.01  # the rest is JSON
-    told = of("flower.py", "tables")(found)
+    told = of("on_flower.py", "tables")(found)
     assert list(told) == ["flower", "flower-bytes", "flower-pieces"]
     assert told["flower"].count("\n") == 2 + 2 + 3  # the machine, a head and three ways
     assert told["flower-pieces"].count("\n") == 2 + 15
@@ -187,7 +187,7 @@ def test_others_train_the_engines_network(place: str) -> None:
 @pytest.mark.parametrize("stage", ["simulation", "deployment"])
 def test_the_benchmark_on_flower_runs(stage: str, tmp_path: Path) -> None:
     """In the bits of one process, and with as many exchanges of messages as docs/flower.md says."""
-    found = raw(tmp_path, "flower.py", "--stages", "process", stage, "--rounds", "1", "--requests", "1")
+    found = raw(tmp_path, "on_flower.py", "--stages", "process", stage, "--rounds", "1", "--requests", "1")
     kinds = {
         work: [kind for kind, _ in found[stage][work]["exchanges"]]
         for work in ("round", "sparse round", "empty work", "request")
@@ -197,7 +197,7 @@ def test_the_benchmark_on_flower_runs(stage: str, tmp_path: Path) -> None:
     assert 3 * len(kinds["sparse round"]) == rounds["sparse round"] * (3 + 1 + 1)
     assert kinds["empty work"] == ["evaluate.work"] * rounds["empty work"]
     assert len(kinds["request"]) == 22 * rounds["request"]
-    assert {"flower-exchanges", "flower-work"} < of("flower.py", "tables")(found).keys()
+    assert {"flower-exchanges", "flower-work"} < of("on_flower.py", "tables")(found).keys()
 
 
 def test_what_peers_are_measured_with_counts_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
