@@ -1,9 +1,9 @@
-# `make demo`, `make test` and `make deployment` need Python 3.11 or newer, make and git; the rest they install into .venv.
+# `make demo`, `make test`, `make deployment` and `make guard` need Python 3.11 or newer, make and git; the rest they install into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test deployment lint bench clean
+.PHONY: demo test deployment guard lint bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/fedunlearn run quickstart
@@ -14,6 +14,9 @@ test: $(STAMP)
 deployment: $(STAMP)
 	$(VENV)/bin/python -m pytest --long -m long tests/flower/test_deployment.py tests/flower/test_flower_document.py
 
+guard: $(STAMP)
+	$(VENV)/bin/python -m pytest --long tests/test_benchmarks.py -k guard
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -22,8 +25,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/engine.py
 	$(VENV)/bin/python benchmarks/scale.py
+	$(VENV)/bin/python benchmarks/checkpoint.py
 	$(VENV)/bin/python benchmarks/runner.py
-	$(VENV)/bin/python benchmarks/flower.py
+	$(VENV)/bin/python benchmarks/on_flower.py
 
 clean:
 	rm -rf $(VENV)

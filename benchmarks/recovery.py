@@ -42,7 +42,7 @@ NOT = "NoT"
 
 def frontier(folder: Path) -> dict[str, list[dict[str, float]]]:
     """Of each method, its scored models in order: rounds, bytes and FLOPs, gaps, and how much it has recovered."""
-    rows = curves(assemble(folder).rows)
+    rows = curves(assemble(folder).compared)
     seeds = sorted(rows[REFERENCE])
     retrained = [rows[REFERENCE][seed][-1].scores for seed in seeds]
 
@@ -136,7 +136,8 @@ def _frontier(of: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> 
 
 def _within(points: Sequence[Mapping[str, float]], budget: float) -> str:
     """The gap of the last model within a budget; nothing, where the first costs more, or all was spent before."""
-    able = [point for point in points if point["bytes"] <= budget * (1 + 1e-9)]
+    # A step of a few percent before recovery (FCU, PGD) is not to cost a method ten rounds.
+    able = [point for point in points if point["bytes"] <= 1.05 * budget]
     if not able or (len(able) == len(points) and points[-1]["bytes"] < 0.9 * budget):
         return "-"
     return f"{able[-1]['gap']:.2f} ({able[-1]['gap_per_seed']:.2f})"

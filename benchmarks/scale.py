@@ -324,20 +324,14 @@ RUN = {
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """For `docs/performance.md`."""
-    return {
-        "scale-clients": _clients_table(found["clients"]),
-        "scale-history": _history_table(found["history"]),
-        "scale-request": _request_table(found["request"]),
-    }
+    made = {"clients": _clients_table, "history": _history_table, "request": _request_table}
+    return {f"scale-{stage}": table(found[stage]) for stage, table in made.items() if stage in found}
 
 
 def plan_tables(found: Mapping[str, Any]) -> dict[str, str]:
     """For `docs/scale.md`."""
-    return {
-        "scale-register": _register_table(found["register"]),
-        "scale-queue": _queue_table(found["queue"]),
-        "scale-merging": _merging_table(found["merging"]),
-    }
+    made = {"register": _register_table, "queue": _queue_table, "merging": _merging_table}
+    return {f"scale-{stage}": table(found[stage]) for stage, table in made.items() if stage in found}
 
 
 def _clients_table(points: Sequence[Mapping[str, Any]]) -> str:
@@ -347,10 +341,10 @@ def _clients_table(points: Sequence[Mapping[str, Any]]) -> str:
     for (clients, some, workers), one in by_place.items():
         if workers == 1:
             memory = by_place[(clients, some, 2)]["peak"]
-            alike = by_place[(some, some, 2)]["peak"] if (some, some, 2) in by_place else few
+            alike = f"{memory / by_place[(some, some, 2)]['peak']:.2f}" if (some, some, 2) in by_place else "-"
             seconds = statistics.median(one["seconds"]) / some
             rows.append(
-                [f"{clients:,}", f"{some:,}", f"{1000 * seconds:.1f}", tell_bytes(memory), f"{memory / alike:.2f}",
+                [f"{clients:,}", f"{some:,}", f"{1000 * seconds:.1f}", tell_bytes(memory), alike,
                  f"{memory / few:.2f}"]
             )  # fmt: skip
     head = ["clients", "take part", "ms per participant", "peak", "of all taking part", "of ten clients"]

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.server.superlink.linkstate.linkstate_factory import LinkStateFactory
-from flwr.supercore.constant import NOOP_FEDERATION_ID, SUPERLINK_NODE_ID, TaskType
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager

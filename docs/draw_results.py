@@ -54,11 +54,13 @@ def audits() -> dict[str, str]:
 def measured() -> dict[str, str]:
     """The tables that benchmarks make of what they have measured."""
     sys.path += [] if str(BENCHMARKS) in sys.path else [str(BENCHMARKS)]  # as where one is run
-    found: dict[str, str] = {}
+    told: dict[str, str] = {}
     for name, path in files("measured").items():
         script = next(one for one in (BENCHMARKS / f"{name}.py", BENCHMARKS / name / "run.py") if one.exists())
-        found |= runpy.run_path(str(script))["tables"](json.loads(path.read_text(encoding="utf-8")))
-    return found
+        benchmark, found = runpy.run_path(str(script)), json.loads(path.read_text(encoding="utf-8"))
+        for tables in ("tables", "plan_tables"):
+            told |= benchmark[tables](found) if tables in benchmark else {}
+    return told
 
 
 def measured_for(document: str) -> dict[str, str]:
@@ -67,6 +69,8 @@ def measured_for(document: str) -> dict[str, str]:
     def home(place: str) -> str:
         if place == "speed":
             return "../README.md"
+        if place in ("scale-register", "scale-queue", "scale-merging"):
+            return "scale.md"
         return "flower-costs.md" if place.startswith("flower") else "performance.md"
 
     return {place: told for place, told in measured().items() if home(place) == document}
@@ -76,7 +80,7 @@ PLACES: dict[str, Callable[[], dict[str, str]]] = {
     "results.md": lambda: reproductions("reproduced"),
     "audits.md": audits,
     "theory.md": theory,
-    **{name: partial(measured_for, name) for name in ("performance.md", "flower-costs.md", "../README.md")},
+    **{name: partial(measured_for, name) for name in ("performance.md", "scale.md", "flower-costs.md", "../README.md")},
 }
 """By document: what stands in its places."""
 

@@ -41,8 +41,14 @@ def _run(name: str, seconds: int, corpus: Path, findings: Path) -> int:
         (corpus / f"seed-{number}").write_bytes(seed)
     before, started = set(findings.iterdir()), time.monotonic()
     command = [sys.executable, "-m", "fuzzing.guided", name, str(findings), str(corpus)]
-    limits = [f"-max_total_time={seconds}", f"-artifact_prefix={findings}/", "-timeout=60", "-rss_limit_mb=4096"]
-    done = subprocess.run([*command, *limits, "-max_len=1048576", "-len_control=0"], stderr=subprocess.PIPE, text=True)
+    limits = [
+        f"-max_total_time={seconds}",
+        f"-artifact_prefix={findings}/",
+        "-timeout=600",
+        "-report_slow_units=600",
+        "-rss_limit_mb=4096",
+    ]
+    done = subprocess.run([*command, *limits, "-max_len=131072", "-len_control=0"], stderr=subprocess.PIPE, text=True)
     told = [found for line in done.stderr.splitlines() if (found := _TOLD.match(line))]
     if not told:
         print(done.stderr, file=sys.stderr)

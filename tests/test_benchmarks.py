@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import statistics
 import subprocess
@@ -11,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measuring import relative
+
+from fedunlearn.experimentfile import load
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def raw(folder: Path, benchmark: str, *arguments: str) -> Any:
+def raw(folder: Path, benchmark: str, *arguments: str, environment: dict[str, str] | None = None) -> Any:
     """What a benchmark writes, which is run in a process of its own as a user would."""
     output = folder / "raw.json"
     command = [sys.executable, str(BENCHMARKS / benchmark), *arguments, "--output", str(output)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert told.returncode == 0, told.stdout + told.stderr
     return json.loads(output.read_text())
 
@@ -30,17 +32,68 @@ def of(benchmark: str, name: str) -> Any:
     return runpy.run_path(str(BENCHMARKS / benchmark))[name]
 
 
+ENGINE = runpy.run_path(str(BENCHMARKS / "engine.py"))
+WAYS = ["plain", "loader", "fedunlearn", "one worker"]
+
+
 def test_the_engines_benchmark_runs(tmp_path: Path) -> None:
-    seconds = raw(tmp_path, "engine.py", "--rounds", "1")["seconds"]
-    assert {name: len(values) for name, values in seconds.items()} == {"plain": 1, "loader": 1, "fedunlearn": 1}
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # no workers to start, no threads to collide
+    found = raw(
+        tmp_path, "engine.py", "--network", "layernorm-cnn", "--rounds", "1", "--starts", "0", environment=alone
+    )
+    (one,) = found["networks"].values()
+    assert {way: len(seconds) for way, seconds in one["seconds"].items()} == dict.fromkeys(WAYS, 1)
+    assert one["ratios"]["round, plain"] == one["seconds"]["fedunlearn"][0] / one["seconds"]["plain"][0]
+    assert list(ENGINE["tables"](found)) == ["engine"]
+
+
+def test_the_engines_tables_say_what_was_measured() -> None:
+    """By hand: 2 s of 4 and 5, of one worker's 3; beside a busy process 4 of 16, and 4 of that worker's 3."""
+    begun = [{"seconds": 3.0, "MB": 580.4, "MB of workers": []}]
+    helped = [{"seconds": 1.5, "MB": 600.0, "MB of workers": [555.5, 500.0]}]
+    one = {
+        "seconds": {"plain": [4.0], "loader": [5.0], "fedunlearn": [2.0], "one worker": [3.0]},
+        "busy": {"plain": [16.0], "loader": [20.0], "fedunlearn": [4.0], "one worker": [3.5]},
+        "start": {"plain": begun, "loader": begun, "fedunlearn": helped},
+    }
+    told = ENGINE["tables"]({"networks": {"tiny": {**one, "ratios": ENGINE["ratios"](one)}}})
+    last = {place: [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]] for place, table in told.items()}
+    assert last["engine"][:3] == ["tiny", "4 (4 to 4)", "5 (5 to 5)"]
+    assert last["engine"][3:] == ["2 (2 to 2)", "3 (3 to 3)", "**0.50**", "**0.40**", "0.67"]
+    assert last["engine-busy"][-2:] == ["0.25", "**1.33**"]
+    assert last["engine-start"][4:] == ["**0.50**", "**0.50**", "580", "580", "600 + 556 + 500"]
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in told.values())
+
+
+@pytest.mark.parametrize("name", ["layernorm-cnn", "small-resnet", "small-vit"])
+def test_the_engines_networks_are_those_of_the_shipped_experiments(name: str) -> None:
+    job, plan = ENGINE["JOBS"][name], load(f"cpu/table-1-{name.split('-')[1]}")
+    assert (job.network, job.options) == (plan.model.name, {k: _tuple(v) for k, v in plan.model.options.items()})
+    assert (job.images, job.batch, job.optimizer) == (
+        plan.data.samples,
+        plan.training.batch_size,
+        plan.training.optimizer,
+    )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("other", ["plain", "loader"])
 def test_guard_a_round_takes_less_than_a_loop_by_hand(tmp_path: Path, other: str) -> None:
     """Measured 0.72 and 0.69; 0.95 leaves room for a noisy machine."""
-    seconds = raw(tmp_path, "engine.py", "--rounds", "15")["seconds"]
-    assert relative(seconds["fedunlearn"], seconds[other]) <= 0.95
+    found = raw(tmp_path, "engine.py", "--network", "97k", "--starts", "0")
+    assert found["networks"]["97k"]["ratios"][f"round, {other}"] <= 0.95
+
+
+@pytest.mark.long
+def test_a_busy_machine_does_not_make_rounds_collapse(tmp_path: Path) -> None:
+    """A round beside a process that takes a core, of what one worker takes on the machine as it is."""
+    found = raw(tmp_path, "engine.py", "--network", "97k", "--rounds", "3", "--starts", "1", "--busy")
+    assert found["networks"]["97k"]["ratios"]["busy round, one worker on a quiet machine"] <= 1.5
+    assert list(ENGINE["tables"](found)) == ["engine", "engine-busy", "engine-start"]
 
 
 @pytest.mark.long
@@ -110,7 +163,7 @@ def test_an_average_holds_one_sum_whatever_the_number_of_replies() -> None:
 
 def test_the_benchmark_on_flower_runs_in_one_process(tmp_path: Path) -> None:
     counts = ("--rounds", "1", "--requests", "1", "--times", "1")
-    found = raw(tmp_path, "flower.py", "--stages", "process", "pieces", *counts)
+    found = raw(tmp_path, "on_flower.py", "--stages", "process", "pieces", *counts)
     ways = found["process"]["ways"]
     assert list(ways) == ["in-process", "in-process, one worker", "LocalGrid"]
     assert all(len(way["round"]) == len(way["request"]) == 1 for way in ways.values())
@@ -119,7 +172,7 @@ def test_the_benchmark_on_flower_runs_in_one_process(tmp_path: Path) -> None:
     weighed, model = found["process"]["bytes"], 96_938 * 4
     assert weighed["account"] == model * 2 * 3 * 5
     assert 1 < weighed["messages"]["train.work"] / (model * 2 * 2 * 5) < 1.01  # the rest is JSON
-    told = of("flower.py", "tables")(found)
+    told = of("on_flower.py", "tables")(found)
     assert list(told) == ["flower", "flower-bytes", "flower-pieces"]
     assert told["flower"].count("\n") == 2 + 2 + 3  # the machine, a head and three ways
     assert told["flower-pieces"].count("\n") == 2 + 15
@@ -134,7 +187,7 @@ def test_others_train_the_engines_network(place: str) -> None:
 @pytest.mark.parametrize("stage", ["simulation", "deployment"])
 def test_the_benchmark_on_flower_runs(stage: str, tmp_path: Path) -> None:
     """In the bits of one process, and with as many exchanges of messages as docs/flower.md says."""
-    found = raw(tmp_path, "flower.py", "--stages", "process", stage, "--rounds", "1", "--requests", "1")
+    found = raw(tmp_path, "on_flower.py", "--stages", "process", stage, "--rounds", "1", "--requests", "1")
     kinds = {
         work: [kind for kind, _ in found[stage][work]["exchanges"]]
         for work in ("round", "sparse round", "empty work", "request")
@@ -144,7 +197,7 @@ def test_the_benchmark_on_flower_runs(stage: str, tmp_path: Path) -> None:
     assert 3 * len(kinds["sparse round"]) == rounds["sparse round"] * (3 + 1 + 1)
     assert kinds["empty work"] == ["evaluate.work"] * rounds["empty work"]
     assert len(kinds["request"]) == 22 * rounds["request"]
-    assert {"flower-exchanges", "flower-work"} < of("flower.py", "tables")(found).keys()
+    assert {"flower-exchanges", "flower-work"} < of("on_flower.py", "tables")(found).keys()
 
 
 def test_what_peers_are_measured_with_counts_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from fedunlearn.architecture import Architecture
 from fedunlearn.client import Client, View, execute
 from fedunlearn.federation import ClientContext, ClientError, Forgotten, Reply, Retained, Turn, Work
+from fedunlearn.randomness import seeded
 from fedunlearn.requests import AnyOf, ForgetClass, ForgetClient, ForgetInstances, Rest
 from fedunlearn.samples import TensorSamples, as_samples, batch_count
+from fedunlearn.weights import Weights
 
 CPU = torch.device("cpu")
 TURN = Turn(0, "train", 0)
@@ -210,6 +212,20 @@ def test_all_global_generators_are_seeded_and_restored() -> None:
     assert draw() == expected
 
 
+def test_work_on_the_cpu_leaves_the_generators_of_accelerators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It seeded them, and did not restore them."""
+    architecture = Architecture(lambda: nn.Linear(1, 3))
+    start, seeds = Weights.of(architecture.template), list[int]()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    execute(Read(), start, TURN, View(), client(), architecture, CPU)
+    assert not seeds
+    with seeded(3):  # whoever builds a network may build it on a GPU
+        free = torch.rand(5)
+    assert seeds == [3]
+    with seeded(3, CPU):
+        assert torch.equal(torch.rand(5), free)
+
+
 class Features(nn.Module):
     """Its features are read by a hook; its head's output is not in the loss."""
 
@@ -355,3 +371,39 @@ def test_an_architecture_wants_a_function_that_builds_anew() -> None:
         Architecture(lambda: net).template  # noqa: B018
     with pytest.raises(TypeError, match="returned int"):
         Architecture(lambda: int("3")).template  # type: ignore[arg-type,return-value] # noqa: B018
+
+
+class Keeping(nn.Module):
+    """Tied weights, a buffer, and attributes of its own, two of which are one empty dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.two.weight = self.one.weight
+        self.register_buffer("seen", torch.zeros(1))
+        self.notes: dict[str, list[int]] = {}
+        self.same, self.filled = self.notes, {"a": [1]}
+
+
+def test_networks_are_deep_copies_of_the_template() -> None:
+    architecture = Architecture(Keeping)
+    template, start = architecture.template, architecture.fresh(0)
+    assert isinstance(template, Keeping)
+    template.two.register_forward_hook(lambda *_: None)
+    one, other = (architecture.network(start, CPU) for _ in range(2))
+    assert isinstance(one, Keeping)
+    assert isinstance(other, Keeping)
+    assert Weights.of(one).same_bits(start)
+    assert one.two.weight is one.one.weight
+    assert one.notes is one.same
+    assert len(one.two._forward_hooks) == 1
+    one.one.register_forward_hook(lambda *_: None)
+    one.notes["new"] = one.filled["a"]
+    one.filled["a"].append(2)
+    with torch.no_grad():
+        one.one.weight.zero_()
+    for left in (other, template):
+        assert not left.one._forward_hooks
+        assert not left.notes
+        assert left.filled == {"a": [1]}
+        assert torch.count_nonzero(left.one.weight)

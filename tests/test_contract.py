@@ -335,9 +335,14 @@ BROKEN = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("workers", "asked"), [*(("one_worker", asked) for asked in REQUESTS), ("two_workers", "client")]
+)
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: type(broken.method).__name__)
-def test_the_contract_catches_what_is_broken_and_nothing_else(broken: Broken, task: Task) -> None:
-    caught = []
+def test_the_contract_catches_what_is_broken_and_nothing_else(
+    broken: Broken, tasks: Tasks, workers: str, asked: str
+) -> None:
+    task, caught = tasks(workers, asked), []
     for name, check in CHECKS.items():
         try:
             check(Case(broken.method, task))

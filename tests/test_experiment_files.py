@@ -348,6 +348,11 @@ WRONG = [
     ),
     (
         "rounds = 1\n",
+        'rounds = 1\nepochs = 2\nbudget = "all"\n',
+        ':20: recovery: budget "all" compares methods at the same number of epochs: leave recovery.epochs out',
+    ),
+    (
+        "rounds = 1\n",
         'rounds = 1\nstop = { kind = "Recovered", window = 1 }\n',
         ":22: recovery.stop: window must be 2 scored rounds or more, not 1",
     ),

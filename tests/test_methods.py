@@ -120,7 +120,7 @@ def test_recovery_at_an_annealed_learning_rate() -> None:
         weights = aggregate(begun.retained, weights, training, begun.turn(number, phase="recover"))
         assert (done.after - weights).norm() < 1e-6
     with pytest.raises(ValueError, match="has no learning rate to be set"):
-        method.check(replace(begun, recovery=LocalTraining(torch.optim.SGD.__call__)))  # type: ignore[arg-type]
+        method.check(replace(begun, training=LocalTraining(torch.optim.SGD.__call__)))  # type: ignore[arg-type]
 
 
 def test_fine_tuning_only_goes_on() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
+import engine
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,9 +19,11 @@ from torch import nn
 
 from fedunlearn.architecture import Architecture
 from fedunlearn.client import Client, View, execute
+from fedunlearn.data.images import Flipped
 from fedunlearn.federation import ClientContext, ClientError, Forgotten, Reply, Retained, Turn
 from fedunlearn.programs import SGD, Adam, Constant, Cosine, Evaluate, Exponential, LocalTraining, endless
 from fedunlearn.requests import ForgetClass
+from fedunlearn.samples import TensorSamples
 from fedunlearn.weights import Weights
 
 CPU = torch.device("cpu")
@@ -87,6 +92,66 @@ def test_an_epoch_equals_a_plain_loop_over_the_same_batches() -> None:
     reply = run(program, client, start, number=3)
     assert reply.weights is not None
     assert reply.weights.same_bits(Weights.of(net))
+
+
+@pytest.mark.parametrize("name", sorted(engine.JOBS))
+def test_what_is_quick_has_the_bits_of_what_is_plain(name: str) -> None:
+    """Of a loop with a deep copy, torch's own optimizer, its own seeding and no counting, with dropout and flips."""
+    job = engine.JOBS[name]
+    images = torch.randint(256, (3 * job.batch, *engine.SHAPE), generator=torch.Generator().manual_seed(0))
+    samples = TensorSamples(images.byte(), torch.arange(len(images)) % 10, mean=0.3, std=0.4, geometry=Flipped())
+    client, turn = Client.of("a", samples, validation=0), Turn(5, "train", 2)
+    architecture = Architecture(lambda: nn.Sequential(nn.Dropout(0.1), job.net()))
+    start, seen = architecture.fresh(0), []
+
+    def spy(context: ClientContext) -> Reply:
+        seen.extend(context.batches(0, job.batch))
+        return Reply()
+
+    def reply(program: Callable[[ClientContext], Reply]) -> Reply:
+        return execute(program, start, turn, View(), client, architecture, CPU)
+
+    reply(spy)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(turn.seed_for("a", "global"))
+        net = copy.deepcopy(architecture.template).train()
+        start.into(net)
+        optimizer = job.theirs(net.parameters())
+        for batch in seen:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(batch.x), batch.y).backward()
+            optimizer.step()
+    torch.set_num_threads(threads)
+    trained = reply(LocalTraining(job.optimizer, batch_size=job.batch)).weights
+    assert len(seen) == 3
+    assert trained is not None
+    assert trained.same_bits(Weights.of(net))
+    assert not trained.same_bits(start)
+
+
+def test_training_imports_torchs_compiler_neither_here_nor_in_workers() -> None:
+    """It takes over a second and 150 MB, in every process."""
+    code = """
+import sys, torch
+there = "torch._dynamo" in sys.modules
+from fedunlearn import SGD, Client, InProcess, LocalTraining
+from fedunlearn.federation import Reply, Turn
+from fedunlearn.programs import Adam
+
+def imported(context):
+    for optimizer in (SGD(), Adam()):
+        LocalTraining(optimizer)(context)
+    return Reply(metrics={"imported": "torch._dynamo" in sys.modules})
+
+clients = [Client.of(name, (torch.zeros(4, 2), torch.arange(4) % 2)) for name in "ab"]
+for workers in (1, 2):
+    federation = InProcess(lambda: torch.nn.Linear(2, 2), clients, workers=workers, device="cpu")
+    replies = federation.run(imported, federation.architecture.fresh(0), Turn(0, "train", 0))
+    assert [reply.metrics["imported"] for _, reply in replies] == [there, there], workers
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +313,21 @@ def test_schedules() -> None:
     assert Exponential(0.9)(2) == pytest.approx(0.81)
     cosine = Cosine(10, floor=0.1)
     assert [round(cosine(n), 6) for n in (0, 5, 10, 99)] == [1, 0.55, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), Adam(0.1)], ids=lambda one: type(one).__name__)
+def test_optimizers_step_outside_autograd_and_see_no_other_gradient(optimizer: SGD | Adam) -> None:
+    moving, still = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    made = optimizer([moving, still], 1.0)
+    moving.sum().backward()
+    made.step()
+    assert moving.requires_grad
+    assert moving.grad_fn is None
+    assert torch.equal(still, torch.ones(2))
+    made.zero_grad()
+    assert moving.grad is None
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        optimizer([moving], -1.0)
 
 
 def test_adam_is_torchs() -> None:

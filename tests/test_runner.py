@@ -41,6 +41,7 @@ from fedunlearn.runfolder import Cache, FolderError, RunFolder
 from fedunlearn.runner import run
 from fedunlearn.simulation import Setting, Simulation
 from fedunlearn.task import Method, Task
+from fedunlearn.weights import Weights
 from snapshots import Snapshots
 from tiny import load_tiny
 
@@ -732,6 +733,63 @@ def test_what_is_broken_in_the_cache_is_done_anew(tmp_path: Path) -> None:
         assert cached(f"{number} again") == 2  # and mended
 
 
+def flip(path: Path) -> None:
+    """The last bit of a file's last byte."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_a_bit_that_has_flipped_in_the_cache_is_not_taken_over(tmp_path: Path) -> None:
+    plan = tiny(tmp_path, 'methods=["Retrain", "FedEraser"]')
+
+    def cached(name: str) -> int:
+        list(run(plan, tmp_path / name, workers=1, cache=tmp_path / "cache"))
+        return len(assemble(tmp_path / name).cached)
+
+    assert cached("first") == 0
+    for pattern in ("weights/train-*", "history/initial.safetensors"):
+        (found,) = (tmp_path / "cache").glob(f"*/{pattern}")
+        flip(found)
+        assert cached(f"with {found.stem}") == 1  # Retrain
+        assert cached(f"with {found.stem} again") == 2
+
+
+def test_what_was_damaged_after_it_was_kept_is_not_certified(tmp_path: Path) -> None:
+    weights = Weights({"w": torch.arange(4.0)}, {})
+    path = tmp_path / "part" / "weights" / "last.safetensors"
+    record = Record(tmp_path / "part")
+    record.begin()
+    record.keep("last", weights, {})
+    record.save("train", Round(0, weights, {}), 0, now=True)
+    assert Record(record.folder).kept("last").same_bits(weights)
+    flip(path)
+    resumed = Record(record.folder)
+    for each in (record, resumed):
+        each.finish("NoT")
+        with pytest.raises(RecordError, match=r"last.safetensors was changed since it was written: remove .*part"):
+            Record(record.folder).kept("last")
+        with pytest.raises(RecordError, match=r"last.safetensors was changed"):
+            Record.adopted(tmp_path / "other", record.folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"weights": []}, {"weights": None}, {"digest": None}, {"weights": {"last": 3}}, {"rows": -1}, {"label": 1}],
+)
+def test_a_completion_is_as_it_is_written_or_told(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    record = Record(tmp_path)
+    record.begin()
+    record.finish("NoT")
+    said = json.loads((tmp_path / "complete.json").read_text())
+    for content in (said | wrong, {name: value for name, value in said.items() if name not in wrong}):
+        (tmp_path / "complete.json").write_text(json.dumps(content))
+        with pytest.raises(
+            RecordError, match=r"complete.json is not as a run writes it: remove .*to have it done anew"
+        ):
+            Record(tmp_path)
+
+
 def test_a_history_of_which_the_cache_has_lost_a_file_is_recorded_anew(tmp_path: Path) -> None:
     """Whoever tidies up by age takes single files; every later run would else end at the one that reads it."""
     plan = tiny(tmp_path, 'methods=["Retrain", "FedEraser"]')
@@ -859,6 +917,20 @@ def test_fashion_client_killed_at_fifty_instants_ends_in_the_same_report(tmp_pat
     subprocess.run(plain, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert reported(tmp_path / "killed") == reported(tmp_path / "whole")
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "whole")
+
+
+def test_recovery_has_local_work_of_its_own(tmp_path: Path) -> None:
+    """Twice the operations for the same bytes, but not where one trains from scratch; and other bits."""
+    last = []
+    for name, epochs in (("one", "recovery.epochs=1"), ("two", "recovery.epochs=2")):
+        rows = list(run(tiny(tmp_path, epochs), tmp_path / name, workers=1))
+        last.append({row.method: row for row in rows if row.phase == "recover" and row.scores is not None})
+    one, two = ({method: row.bill() for method, row in of.items()} for of in last)
+    assert two["NoT"].traffic.both_ways == one["NoT"].traffic.both_ways
+    assert two["NoT"].flops == 2 * one["NoT"].flops
+    assert two["Retrain"].flops == one["Retrain"].flops
+    assert last[0]["Retrain"].scores == last[1]["Retrain"].scores
+    assert last[0]["NoT"].scores != last[1]["NoT"].scores
 
 
 # --- what is shipped ---

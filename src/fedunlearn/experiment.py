@@ -115,6 +115,11 @@ class Recovery:
     stop: StopRule = Recovered()
     budget: Literal["recovery", "all"] = "recovery"
 
+    def __post_init__(self) -> None:
+        """Epochs cannot be counted as rounds where rounds have several."""
+        if self.budget == "all" and self.epochs is not None:
+            raise ValueError('budget "all" compares methods at the same number of epochs: leave recovery.epochs out')
+
 
 @dataclass(frozen=True, config=_STRICT)
 class Keep:

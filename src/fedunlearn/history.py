@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedunlearn.atomic import FileError, atomic_write, make_folder, read_json, write_json
+from fedunlearn.atomic import FileError, atomic_write, read_json, write_json
 from fedunlearn.checkpoint import CheckpointError, load_weights, read_metadata, save_weights
 from fedunlearn.federation import ClientId
 from fedunlearn.weights import Weights
@@ -194,7 +194,7 @@ class History:
             weights, told = load_weights(path), read_metadata(path)
         except (CheckpointError, OSError) as error:
             raise self._broken(path) from error
-        if told.get(_DIGEST, digest := weights.digest()) != digest:
+        if told.get(_DIGEST) != weights.digest():
             raise self._broken(path)
         return weights
 
@@ -379,8 +379,7 @@ def write_initial(path: Path, weights: Weights) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file as a whole."""
-    make_folder(path.parent)
+    """Write a safetensors file as a whole, in a folder that is there: to make one syncs those above it."""
     content = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as file:
         file.write(save(content, {_DIGEST: _digest(content)}))
@@ -398,7 +397,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError) as error:
         raise HistoryError(f"{path} is broken or not there ({error}): train anew") from error
-    if told.get(_DIGEST, digest := _digest(content)) != digest:
+    if told.get(_DIGEST) != _digest(content):
         raise HistoryError(f"{path} is broken, for it was changed since it was written: train anew")
     return content
 

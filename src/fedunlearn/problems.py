@@ -57,9 +57,10 @@ def sentences(
             problem["loc"], document.table, whole=problem["type"] in ("missing", "unexpected_keyword_argument")
         )
         told.setdefault(path, []).append(problem)
-    wrong = told.keys() | unsayable.keys()
-    inner = {path[:depth] for path in wrong for depth in range(len(path))}
-    paths = document.in_order(wrong - inner)  # of a union's members, who got further knows
+    found = {**told, **unsayable}
+    # Of a union's members, the one that got further knows.
+    inner = {path[:depth] for path in found for depth in range(len(path))}
+    paths = sorted((path for path in found if path not in inner), key=document.rank)
     says = [
         f"{document.place(path)}: {'.'.join(map(str, path))}: "
         + (unsayable.get(path) or _joined([sentence(problem, path, root) for problem in told[path]]))

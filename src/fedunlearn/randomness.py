@@ -47,7 +47,10 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     ):
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        if device is not None and device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # no accelerator's, which would not be restored
+        else:
+            torch.manual_seed(seed)
         try:
             yield
         finally:

@@ -48,17 +48,20 @@ class Saved:
         round: all that going on needs.
         rows: how many rows were written by then.
         digest: of those rows.
+        weights: digest of each model that was kept by then.
     """
 
     phase: Phase
     round: Round
     rows: int
     digest: str
+    weights: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class _Meta:
-    """What a state says of itself; of each of its models, the sign history; and digests of the rows and of the bits."""
+    """What a state says of itself: of each of its models, the sign history; digests of the rows, of the bits, and of
+    the models that were kept by then."""
 
     phase: Phase
     number: int
@@ -66,6 +69,19 @@ class _Meta:
     digest: str
     bits: str
     models: Mapping[str, tuple[tuple[str, ...], ...]]
+    weights: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Completion:
+    """What is written last: label of the method, number of rows, why it failed; digests of rows and of what is kept."""
+
+    label: str
+    rows: Annotated[int, Ge(0)]
+    failed: str | None
+    digest: str
+    weights: Mapping[str, str]
+    cached: bool = False
 
 
 class Record:
@@ -83,19 +99,19 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._complete = read_json(folder / _COMPLETE)
+        self._complete = _read_completion(folder / _COMPLETE)
         self.saved = None if self.complete else _read_state(folder / _STATE)
         self.rows = list(_read_rows(folder / _ROWS))
-        if self._complete and not _is_completion(self._complete):
-            raise RecordError(f"{folder / _COMPLETE} is not as a run writes it: remove {folder}, to have it done anew")
-        done = self._complete["rows"] if self.complete else self.saved.rows if self.saved else 0
+        told = self._complete or self.saved
+        # Of what is kept, taken when it is: files that are read again may have changed.
+        self._weights = dict(told.weights) if told else {}
+        done = told.rows if told else 0
         if len(self.rows) < done:
             raise RecordError(
                 f"{folder / _ROWS} has {len(self.rows)} of {done} rows: remove {folder}, to have it done anew"
             )
         del self.rows[done:]
-        told = self._complete.get("digest") if self.complete else self.saved.digest if self.saved else None
-        if told is not None and told != _digest(self.rows):
+        if told and told.digest != _digest(self.rows):
             raise RecordError(
                 f"{folder / _ROWS} was changed since it was written: remove {folder}, to have it done anew"
             )
@@ -104,22 +120,23 @@ class Record:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        return bool(self._complete)
+        return self._complete is not None
 
     @property
     def failed(self) -> str | None:
         """Why it could not be brought to its end."""
-        return self._complete.get("failed")
+        return self._complete.failed if self._complete else None
 
     @property
     def label(self) -> str:
         """Of the method, once all is done."""
-        return str(self._complete["label"])
+        assert self._complete is not None, "nobody asks before"
+        return self._complete.label
 
     @property
     def cached(self) -> bool:
         """Whether another run did it."""
-        return bool(self._complete.get("cached"))
+        return self._complete is not None and self._complete.cached
 
     def begin(self) -> None:
         """Make the folder ready for rows after those that there are."""
@@ -137,6 +154,7 @@ class Record:
         """Keep a model, as ``weights/NAME.safetensors``."""
         make_folder(self.folder / _WEIGHTS)
         save_weights(weights, self.folder / _WEIGHTS / f"{name}.safetensors", {k: str(v) for k, v in about.items()})
+        self._weights[name] = weights.digest()
 
     def has(self, name: str) -> bool:
         """Whether a model was kept."""
@@ -151,7 +169,7 @@ class Record:
         """
         path = self.folder / _WEIGHTS / f"{name}.safetensors"
         weights = load_weights(path)
-        if (digest := weights.digest()) != self._complete.get("weights", {}).get(name, digest):
+        if weights.digest() != self._weights.get(name):
             raise RecordError(f"{path} was changed since it was written: remove {self.folder}, to have it done anew")
         return weights
 
@@ -183,9 +201,10 @@ class Record:
             "models": negations,
             "digest": digest,
             "bits": packed.digest(),
+            "weights": self._weights,
         }
         save_weights(packed, self.folder / _STATE, {_META: json.dumps(meta)})
-        self.saved = Saved(phase, round, rows, digest)
+        self.saved = Saved(phase, round, rows, digest, dict(self._weights))
         self._since = time.monotonic()
         self._wait = self._SHARE * (self._since - started)
 
@@ -198,11 +217,8 @@ class Record:
         """
         with open(self.folder / _ROWS, "rb") as file:
             os.fsync(file.fileno())
-        kept = sorted((self.folder / _WEIGHTS).glob("*.safetensors"))
-        digests = {path.stem: load_weights(path).digest() for path in kept}
-        self._complete = {"label": label, "rows": len(self.rows), "failed": failed}
-        self._complete |= {"digest": _digest(self.rows), "weights": digests}
-        write_json(self.folder / _COMPLETE, self._complete)
+        self._complete = _Completion(label, len(self.rows), failed, _digest(self.rows), self._weights)
+        write_json(self.folder / _COMPLETE, dataclasses.asdict(self._complete))
         (self.folder / _STATE).unlink(missing_ok=True)
         self.saved = None
 
@@ -213,15 +229,15 @@ class Record:
         Raises:
             FileError, CheckpointError, OSError: it is not; what was in ``folder`` is as it was.
         """
+        found = cls(other)
+        if found._complete is None:
+            raise RecordError(f"{other} is not complete")
+        for name in found._weights:
+            found.kept(name)  # which looks whether it is as it was
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         copy_durably(other, temporary)
-        found = cls(temporary)
-        if not found.complete:
-            raise RecordError(f"{other} is not complete")
-        for path in temporary.rglob("*.safetensors"):
-            read_metadata(path)  # which looks whether the file is whole
-        write_json(temporary / _COMPLETE, {**found._complete, "cached": True})
+        write_json(temporary / _COMPLETE, {**dataclasses.asdict(found._complete), "cached": True})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         sync_folder(folder.parent)
@@ -282,16 +298,20 @@ def _read_state(path: Path) -> Saved | None:
         if packed.digest() != meta.bits:
             raise RecordError(f"{path} was changed since it was written: remove it, to begin this part anew")
         models = _unpacked(packed, meta.models)
-        return Saved(meta.phase, Round(meta.number, models.pop(""), models), meta.rows, meta.digest)
+        return Saved(meta.phase, Round(meta.number, models.pop(""), models), meta.rows, meta.digest, meta.weights)
     except (CheckpointError, KeyError, ValidationError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise RecordError(f"{path} is no state of a run ({why}): remove it, to begin this part anew") from None
 
 
-def _is_completion(content: Mapping[str, Any]) -> bool:
-    """Whether it is what `Record.finish` writes."""
-    rows, failed = content.get("rows"), content.get("failed")
-    return type(rows) is int and rows >= 0 and isinstance(content.get("label"), str) and isinstance(failed, str | None)
+def _read_completion(path: Path) -> _Completion | None:
+    content = read_json(path)
+    if not content:
+        return None
+    try:
+        return TypeAdapter(_Completion).validate_json(json.dumps(content), strict=True)
+    except ValidationError:
+        raise RecordError(f"{path} is not as a run writes it: remove {path.parent}, to have it done anew") from None
 
 
 def _packed(models: Mapping[str, Weights]) -> Weights:

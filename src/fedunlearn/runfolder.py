@@ -232,8 +232,8 @@ class Cache:
             return None
         try:
             files = read_json(entry / _FILES).get("files")
-            if not isinstance(files, list) or not all((entry / str(name)).is_file() for name in files):
-                raise FileError(f"{entry} is not whole")
+            if not isinstance(files, dict) or any(_digest(entry / name) != told for name, told in files.items()):
+                raise FileError(f"{entry} is not as it was stored")
             return Record.adopted(folder, entry)
         except (FileError, CheckpointError, OSError):  # somebody has tidied up in it, say: it is done anew
             shutil.rmtree(entry, ignore_errors=True)
@@ -249,8 +249,9 @@ class Cache:
             self.path.mkdir(parents=True, exist_ok=True)
             _sweep(path for path in self.path.glob(".*.tmp") if time.time() - path.stat().st_mtime > _LONG_AGO)
             copy_durably(record.folder, temporary)
-            files = [path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()]
-            write_json(temporary / _FILES, {"files": sorted(files)})
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            digests = {path.relative_to(temporary).as_posix(): _digest(path) for path in files}
+            write_json(temporary / _FILES, {"files": digests})
             write_json(temporary / "key.json", key)
             os.rename(temporary, entry)
         except OSError:
@@ -268,6 +269,11 @@ def differences(tables: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
     names = dict.fromkeys(name for leaves in flat for name in leaves)
     found = {name: tuple(leaves.get(name) for leaves in flat) for name in names}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _sweep(paths: Iterable[Path]) -> None:

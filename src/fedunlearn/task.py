@@ -32,12 +32,12 @@ class Task:
         forgotten: what is to go; without clients if those who held it have left.
         targets: clients that go wholly, also those that have left: a history knows them by name.
         training: the ordinary local training.
-        recovery: the local training of which recovery consists.
         architecture: how networks are built.
         seed: of all randomness.
         history: what the server kept.
         proxy: the server's own data, a federation of one.
         single_updates: whether the server sees single updates; secure aggregation hides them.
+        recovery: the local training of which recovery consists; None: of the ordinary one (`recovering`).
     """
 
     weights: Weights
@@ -46,12 +46,12 @@ class Task:
     forgotten: Federation
     targets: tuple[ClientId, ...]
     training: LocalTraining
-    recovery: LocalTraining
     architecture: Architecture
     seed: int = 0
     history: History | None = None
     proxy: Federation | None = None
     single_updates: bool = True
+    recovery: LocalTraining | None = None
 
     @classmethod
     def of(
@@ -110,9 +110,14 @@ class Task:
         wholly = (client for client in forgotten.clients if client not in staying)
         targets = tuple(dict.fromkeys((*wholly, *left)))
         return cls(
-            weights, present.marking(request), retained, forgotten, targets, training, recovery or training,
-            architecture, seed, history, proxy, single_updates,
+            weights, present.marking(request), retained, forgotten, targets, training, architecture,
+            seed, history, proxy, single_updates, recovery,
         )  # fmt: skip
+
+    @property
+    def recovering(self) -> LocalTraining:
+        """The local training of which recovery consists."""
+        return self.recovery or self.training
 
     @property
     def empty(self) -> bool:
@@ -185,7 +190,7 @@ class Method(ABC):
 
     def recover(self, task: Task, weights: Weights, start: int = 0) -> Iterator[Round]:
         """Rounds on what stays, without end; the first is numbered ``start``. From scratch is trained as at first."""
-        training = task.training if self.from_scratch else task.recovery
+        training = task.training if self.from_scratch else task.recovering
         return fedavg(task.retained, weights, training, task.seed, "recover", start)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,13 @@ class Document:
         """Where the value at ``path`` was written; of one that is missing, the table that should have it."""
         return self.places.get(self._written(path), self.source)
 
-    def in_order(self, paths: Iterable[KeyPath]) -> list[KeyPath]:
-        """The paths in the order in which a reader meets their places."""
-        ranks = {path: rank for rank, path in enumerate([(), *self.places])}
-        return sorted(paths, key=lambda path: ranks[self._written(path)])
+    def rank(self, path: KeyPath) -> int:
+        """Numbers the places in the order in which a reader meets them."""
+        return self._ranks[self._written(path)]
+
+    @cached_property
+    def _ranks(self) -> Mapping[KeyPath, int]:
+        return {path: rank for rank, path in enumerate([(), *self.places])}
 
     def _written(self, path: KeyPath) -> KeyPath:
         while path and path not in self.places:

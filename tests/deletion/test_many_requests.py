@@ -55,6 +55,20 @@ def test_a_list_that_is_too_long_for_an_event_goes_on_in_the_next(
     assert verify(tmp_path / "register", [KEY.public]).problems == []
 
 
+def test_who_joins_and_who_leaves_share_the_room_of_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registers_of, "_LISTED", 3)
+    with created(tmp_path, {name: ROSTER[name] for name in "0123"}) as register:
+        since = register.head.count
+        register.enrol({name: ROSTER[name] for name in "4567"})
+        changes = [entered.event for entered in register.events(since) if isinstance(entered.event, Enrolled)]
+        assert [(list(event.clients), event.left) for event in changes] == [
+            (["4", "5", "6"], []),
+            (["7"], ["0", "1"]),
+            ([], ["2", "3"]),
+        ]
+        assert register.standing().clients == {name: ROSTER[name] for name in "4567"}
+
+
 def test_only_what_changes_on_a_list_is_entered(tmp_path: Path) -> None:
     with created(tmp_path, {name: ROSTER[name] for name in "0123456"}) as register:
         other = SigningKey(generate_private_key(SECP384R1())).public.text

@@ -440,6 +440,17 @@ def test_to_data_without_such_a_place_no_request_is_bound(outbox: Outbox, filed:
     assert outbox.places(id, DATA + labels(1)) == (10,)
 
 
+@pytest.mark.parametrize(("was", "now"), [("9", "8"), ("[", "[1, "), ("sha256", "sha255")])
+def test_a_list_that_was_changed_means_no_other_samples(
+    outbox: Outbox, filed: Callable[..., str], was: str, now: str
+) -> None:
+    id = filed(3, 9)
+    path = outbox.folder / f"{id}.instances.json"
+    path.write_text(path.read_text().replace(was, now, 1))
+    with pytest.raises(OutboxError, match="is no list of samples, or was changed: restore it from a backup"):
+        outbox.places(id, DATA)
+
+
 def test_one_that_was_filed_as_deleted_is_bound_to_nothing(outbox: Outbox, filed: Callable[..., str]) -> None:
     id = filed(3, 50, deleted=True)
     assert outbox.places(id, DATA) == ()

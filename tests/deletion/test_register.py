@@ -149,6 +149,18 @@ def test_a_second_server_is_refused_and_told_of_the_first(folder: Path) -> None:
         assert register.head.count == 2
 
 
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_where_a_register_was_lost_no_new_one_is_made(folder: Path, how: str) -> None:
+    """It would know of no request, and the server would train on as if there had been none."""
+    written(folder, ["node"])
+    (folder / "checkpoints" / "00000003-model.safetensors").touch()
+    (folder / "register.sqlite").unlink()
+    if how == "empty":
+        (folder / "register.sqlite").touch()
+    with pytest.raises(RegisterError, match=r"holds models of a register, whose register.sqlite is gone or empty: put"):
+        Register.create(folder, KEY, OPENED)
+
+
 def test_a_register_is_created_once(folder: Path) -> None:
     written(folder, [])
     with pytest.raises(RegisterError, match=r"there is a register in .* already: open that one"):

@@ -47,6 +47,9 @@ PHASES = (
 HOW: tuple[How, ...] = ("nothing", "everything", "in order", "anything")
 
 
+TOLD = {"ValueError", "OSError", "ImportError", "ClientError", "WorkerDied", "ServiceError"}
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a life ended: its exit code, its last words, the steps that it has done."""
@@ -62,10 +65,10 @@ class Ended:
 
     @property
     def sentence(self) -> str:
-        """What a user is told who can mend it: an error that the command line shows as one sentence."""
+        """What a user is told who can mend it: an error that the command line, or the server, shows as one sentence."""
         assert self.code == 0, f"ended with {self.code}"
         assert "error" in self.said, f"no error, but {self.said}"
-        shown = {"ValueError", "OSError", "ImportError", "ClientError", "WorkerDied"} & {*self.said["kind"]}
+        shown = TOLD & {*self.said["kind"]}
         assert shown, self.said["traceback"]
         return str(self.said["error"])
 

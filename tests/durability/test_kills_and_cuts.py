@@ -19,7 +19,7 @@ def all_cuts(lives: Lives, clean: Clean, each: int, rng: random.Random) -> Count
             continue
         disk.follow(step)
         if number in chosen:
-            how = HOW[found.total() % len(HOW)]
+            how = rng.choice(HOW)
             what = f"no power after step {number} ({step.kind} {step.path} {step.other}), {how}, in {chosen[number]}"
             cut(lives, clean, disk, clean.steps[: place + 1], how, rng, what)
             found[chosen[number]] += 1
@@ -42,8 +42,9 @@ def test_no_step_escapes_the_record(clean: dict[str, Clean], life: str) -> None:
 @pytest.mark.parametrize("life", LIVES)
 def test_killed_before_some_steps_it_ends_with_the_same_bits(lives: Lives, clean: dict[str, Clean], life: str) -> None:
     rng = random.Random(0)
-    for number, phase in rng.sample(drawn(clean[life], 1, rng), 2 if life != "file" else 1):
-        kill(lives, clean[life], number, phase)
+    for _ in range(2 if life != "file" else 1):
+        # A life may have a step less than the clean one, and is then not killed before its last.
+        assert any(kill(lives, clean[life], *rng.choice(drawn(clean[life], 1, rng))) for _ in range(3))
 
 
 @pytest.mark.parametrize("life", LIVES)
@@ -58,7 +59,7 @@ def test_without_power_after_some_steps_it_ends_with_the_same_bits(
 def test_five_hundred_kills(lives: Lives, clean: dict[str, Clean]) -> None:
     rng, counts = random.Random(2), Counter[str]()
     for life in LIVES:
-        for number, phase in drawn(clean[life], 60, rng):
+        for number, phase in drawn(clean[life], 45, rng):
             counts[phase] += kill(lives, clean[life], number, phase)
     print(f"killed, by phase: {dict(counts)}, {counts.total()} in all")
     assert all(counts[phase] >= 20 for phase in PHASES)
@@ -66,10 +67,10 @@ def test_five_hundred_kills(lives: Lives, clean: dict[str, Clean]) -> None:
 
 
 @pytest.mark.long
-def test_five_hundred_power_cuts(lives: Lives, clean: dict[str, Clean]) -> None:
+def test_three_hundred_power_cuts(lives: Lives, clean: dict[str, Clean]) -> None:
     rng, counts = random.Random(3), Counter[str]()
     for life in LIVES:
-        counts += all_cuts(lives, clean[life], 60, rng)
+        counts += all_cuts(lives, clean[life], 30, rng)
     print(f"power cuts, by phase: {dict(counts)}, {counts.total()} in all")
     assert all(counts[phase] >= 20 for phase in PHASES)
-    assert counts.total() >= 500
+    assert counts.total() >= 300

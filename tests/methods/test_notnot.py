@@ -90,16 +90,21 @@ class Twice(nn.Sequential):
         )  # fmt: skip
 
 
-def test_a_further_request_negates_the_pair_negated_least_often() -> None:
+def test_a_further_request_negates_what_was_left_alone() -> None:
     network = Twice()
     assert other_pair(network, []) == ("0.weight", "2.weight")
-    assert other_pair(network, [("0.weight",)]) == ("2.weight", "5.weight")
-    assert other_pair(network, [("0.weight", "2.weight")]) == ("2.weight", "5.weight")
-    assert other_pair(network, [("0.weight", "2.weight"), ("2.weight[0:1]", "5.weight")]) == ("0.weight", "2.weight")
-    task = chain_task()
-    again = replace(task, weights=replace(task.weights, negations=(("a.weight", "b.weight"),)))
-    (step,) = follow(NotNot(layers=["b"]), again, 0)
-    assert step.round.after.negations[-1] == ("b.weight",)
+    assert other_pair(network, [("0.weight[0:1]",)]) == ("2.weight", "5.weight")
+    assert other_pair(network, [("0.weight", "2.weight")]) == ("5.weight",)  # no pair is left: NoT's other layer
+
+
+def test_a_second_request_does_not_give_the_original_back() -> None:
+    """One pair alone, and a recovery that changes nothing."""
+    task = chain_task(LocalTraining(SGD(0.0, 0.0, 0.0)))
+    once = [step.round.after for step in follow(NotNot(), task, 1)][-1]
+    again = [step.round.after for step in follow(NotNot(), replace(task, weights=once), 1)][-1]
+    assert once.negations == (("a.weight", "b.weight"),)
+    assert again.negations[1:] == (("a.weight",),)
+    assert again.parameters["b.weight"].item() == -task.weights.parameters["b.weight"].item()
 
 
 def test_a_network_without_a_pair_is_told_before_anything_runs() -> None:

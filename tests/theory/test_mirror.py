@@ -43,8 +43,10 @@ def test_it_is_the_correlation_of_draws(mean: float, std: float) -> None:
 
 
 def test_what_has_no_correlation_is_told() -> None:
-    with pytest.raises(ValueError, match="must be above 0, not 0"):
-        mirror_correlation(torch.relu, std=0)
+    for wrong in ({"std": 0.0}, {"mean": math.nan}, {"std": math.inf}):
+        with pytest.raises(ValueError, match="must be above 0, and both finite"):
+            mirror_correlation(torch.relu, **wrong)
+    assert mirror_correlation(torch.relu, std=1e-6) == pytest.approx(-1 / (math.pi - 1), abs=1e-7)
     with pytest.raises(ValueError, match="constant where Y is"):
         mirror_correlation(torch.ones_like)
 

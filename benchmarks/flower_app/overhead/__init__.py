@@ -1,1 +1,1 @@
-"""The work of `benchmarks/flower.py`, as an app on Flower."""
+"""The work of `benchmarks/on_flower.py`, as an app on Flower."""

@@ -151,11 +151,13 @@ class Recorder:
             update = reply.weights - before
             self._norms[at] = norms_of(update)
             if number == 0 or "updates" in self._kinds:
+                if len(self._norms) == 1:  # once a round
+                    make_folder(self._layout.updates(number))
                 write_tensors(self._layout.updates(number) / f"{at}.safetensors", {"row": update.vector()})
-        for name in self._matrices:  # the others' too: when all replies are there is no time for a full disk
-            reserve(self._layout.work / name, self._matrices[name], at)
         if self._rows:
             slot = self._slots.setdefault(at, len(self._slots))
+            for name, matrix in self._matrices.items():  # all: when all replies are there is no time for a full disk
+                reserve(self._layout.work / name, matrix, slot if name == "arrived" else at)
             self._matrices["arrived"][slot] = reply.weights.vector()
 
     def commit(self, number: int, before: Weights) -> None:
@@ -189,9 +191,11 @@ class Recorder:
         if self._done == self._flushed:
             return
         if self._pending:
+            make_folder(self._layout.segments)
             write_tensors(self._layout.segment(self._done), _joined(self._pending))
             self._pending = []
         for kind in self._rows:
+            make_folder(self._layout.rows(kind))
             for at, number in self._changed.items():
                 share = {"share": self._shares[at]} if kind == "last_local" else {}
                 write_tensors(self._layout.row(kind, at, number), {"row": self._matrices[kind][at], **share})

@@ -45,6 +45,8 @@ class Settings:
 
     def apply(self) -> None:
         """Take them over."""
+        if self == Settings.here():
+            return  # torch imports its compiler to be told of determinism: over a second, and 150 MB in each worker
         torch.set_default_dtype(self.dtype)
         torch.backends.mkldnn.enabled = self.mkldnn  # type: ignore[assignment]
         torch.set_float32_matmul_precision(self.matmul)

@@ -238,7 +238,7 @@ class Outbox:
             if (first := self._same(statement, key.public.text, instances)) is not None:
                 return Filing(first, again=True)
             if kind == "instances":
-                self._write_private(self._instances(statement.id), instances)
+                self._write_private(self._instances(statement.id), _listing(instances))
             write_json(self._request(statement.id), Signed.by(key, statement).json)
         return Filing(statement.id, again=False)
 
@@ -411,7 +411,7 @@ class Outbox:
             raise OutboxError(f"{self._moving} is damaged: restore the whole outbox from a backup")
         for id, change in changes.items():
             with _wiped(self._instances(id)):
-                self._write_private(self._instances(id), change["places"] or _GONE)
+                self._write_private(self._instances(id), _listing(change["places"]) if change["places"] else _GONE)
             if change["samples"] is None:
                 self._data(id).unlink(missing_ok=True)
             else:
@@ -441,9 +441,10 @@ class Outbox:
         listed = _json(path, _LONGEST_LIST)
         if listed == _GONE:
             return ()
-        if not isinstance(listed, list):
-            raise OutboxError(f"{path} is no list of samples: restore it from a backup")
-        return _checked(listed, path)
+        places = listed.get("places") if isinstance(listed, dict) else None
+        if not isinstance(places, list) or listed != _listing(places):
+            raise OutboxError(f"{path} is no list of samples, or was changed: restore it from a backup")
+        return _checked(places, path)
 
     def _answer(self, id: str) -> Answer | None:
         path = self._answered(id)
@@ -536,6 +537,11 @@ def _asks(said: Any, statement: Statement, key: str) -> bool:
     )
 
 
+def _listing(places: Sequence[int]) -> dict[str, Any]:
+    """Places as they are kept: with a digest, since of a digit that has flipped on the disk nothing else would tell."""
+    return {"places": list(places), "sha256": _digest(json.dumps(list(places)).encode())}
+
+
 def _change(places: tuple[int, ...], samples: int | None) -> dict[str, Any]:
     """What becomes of a request's files: its places, and of how many samples, if it was bound and still names some."""
     return {"places": places, "samples": samples if places else None}
@@ -559,8 +565,8 @@ def _renumbered(places: tuple[int, ...], deleted: tuple[int, ...]) -> tuple[int,
     return tuple(place - bisect_left(deleted, place) for place in places if place not in lost)
 
 
-def _digest(labels: bytes) -> str:
-    return hashlib.sha256(labels).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager

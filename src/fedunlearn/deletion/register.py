@@ -24,7 +24,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -58,7 +58,7 @@ LARGEST_EVENT = 16 * 2**20
 """Bytes of one event; a receipt that lists who took part in very many rounds is the largest."""
 
 _T = TypeVar("_T")
-_LISTED = 10_000  # clients of one event: with ids and keys as long as they may be 12 MB
+_LISTED = 10_000  # clients of one event, that join or leave: with ids and keys as long as they may be 12 MB
 _FILE = "register.sqlite"
 _LOCK = "register.lock"
 _HOLDER = "register.holder.json"
@@ -236,7 +236,8 @@ class Register:
             opened: the first event, with all clients; its key is the public half of ``key``.
 
         Raises:
-            RegisterError: there is a register already, the folder cannot be written to, or others can write to it too.
+            RegisterError: there is a register already, or models of one; the folder cannot be written to, or others
+                can write to it too.
         """
         _require_server(key)
         if key.public.text in opened.clients.values():
@@ -247,6 +248,7 @@ class Register:
         events: list[Event] = [replace(opened, clients=listed[0] if listed else {}), *map(Enrolled, listed[1:])]
         new = _rows_of(events, 0, register := secrets.token_hex(16))
         with ExitStack() as held:
+            _require_new(folder)
             connection = _opened(folder, "rwc", held)
             with _told(folder), _whole(connection):
                 if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
@@ -353,9 +355,15 @@ class Register:
         if not self._servers.isdisjoint(clients.values()):
             raise RegisterError("the server's key stands on the list of clients: each needs one of its own")
         before = self._standing.clients
-        joined = _parts([(client, key) for client, key in clients.items() if before.get(client) != key])
-        left = _parts([client for client in before if client not in clients])
-        changes = [Enrolled(dict(new or ()), list(old or ())) for new, old in zip_longest(joined, left)]
+        changed = [client for client, key in clients.items() if before.get(client) != key]
+        changed += [client for client in before if client not in clients]
+        changes = [
+            Enrolled(
+                {client: clients[client] for client in part if client in clients},
+                [client for client in part if client not in clients],
+            )
+            for part in _parts(changed)
+        ]
         return self._enter(changes, self._key)
 
     def rotate(self, new: SigningKey) -> Head:
@@ -612,6 +620,15 @@ def _opened(folder: Path, mode: str, held: ExitStack) -> sqlite3.Connection:
         if mode == "rw":
             _require_tables(folder, connection)
         return connection
+
+
+def _require_new(folder: Path) -> None:
+    """That no register was lost here: a new one would know of none of its requests."""
+    if not Register.exists(folder) and any((folder / _CHECKPOINTS).glob("*.safetensors")):
+        raise RegisterError(
+            f"{folder} holds models of a register, whose {_FILE} is gone or empty: put a copy of the folder in its "
+            "place, or name another"
+        )
 
 
 def _require_own(folder: Path) -> None:

@@ -63,7 +63,7 @@ class FedOSD(Method):
     def check(self, task: Task) -> None:
         """Both learning rates must go with the optimizer."""
         task.training.at(self.lr)
-        task.recovery.at(self.recovery_lr)
+        task.recovering.at(self.recovery_lr)
 
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         """Round by round, until nothing is left of the direction but rounding."""
@@ -101,7 +101,7 @@ class FedOSD(Method):
         if self.recovery == "plain":
             yield from super().recover(task, weights, start)
             return
-        training = task.recovery.at(self.recovery_lr)
+        training = task.recovering.at(self.recovery_lr)
         for number in count(start):
             away = weights - task.weights
             mean = Average(like=weights)

@@ -77,7 +77,7 @@ class NoT(Method):
         """The layers must be there, and an annealed learning rate must go with the optimizer."""
         plan(task.architecture.template, self.layers, include_bias=self.include_bias)
         if self.annealing is not None:
-            task.recovery.at(self.annealing.lr)
+            task.recovering.at(self.annealing.lr)
 
     def unlearn(self, task: Task, resume: Round | None = None) -> Iterator[Round]:
         """Negate (line 9 of Algorithm 1)."""
@@ -94,7 +94,7 @@ class NoT(Method):
         if self.annealing is None:
             return super().recover(task, weights, start)
         cosine = Cosine(self.annealing.rounds, self.annealing.last / self.annealing.lr)
-        training = replace(task.recovery.at(self.annealing.lr), schedule=cosine)
+        training = replace(task.recovering.at(self.annealing.lr), schedule=cosine)
         return fedavg(task.retained, weights, training, task.seed, "recover", start)
 
     def _negated(self, task: Task) -> Weights:

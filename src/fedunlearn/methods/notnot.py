@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from fedunlearn.layers import pairs, plan
+from fedunlearn.methods.negation import other_layer
 from fedunlearn.needs import Needs
 from fedunlearn.negation import negate
 from fedunlearn.rounds import Round
@@ -24,14 +24,13 @@ class NotNot(Method):
     Behind a rectifier a negated layer is heard as psi(-y) where it was heard as psi(y). Of a normal y about zero,
     relu(y) and relu(-y) have the correlation -1 / (pi - 1) = -0.47: a weaker copy with its sign turned, and a rest that
     is new. The second negation turns that copy's sign back. So recovery begins with a part of what the network
-    computed, where NoT's begins with the opposite, and with little of what it remembered (docs/theory.md, "Why a pair
-    recovers sooner"). It is as free as NoT: no bytes, no passes, no history, neither the data to be forgotten nor who
-    held it.
+    computed, where NoT's begins with the opposite (docs/theory.md, "Why a pair recovers sooner"). It recovers sooner,
+    and can forget less (docs/performance.md). It is as free as NoT: no bytes, no passes, no history, neither the data
+    to be forgotten nor who held it.
 
     Attributes:
         layers: the two, by name; None: the first of `fedunlearn.layers.pairs`. Where an earlier request has negated
-            layers, None is the pair of which least has been (`other_pair`), for negating the same once more would bring
-            the original's signs back.
+            layers, None is a pair that it left alone, or one other layer, as NoT has it (`other_pair`).
         include_bias: whether a layer's bias is negated with its weight.
     """
 
@@ -55,11 +54,14 @@ class NotNot(Method):
         return other_pair(task.architecture.template, task.weights.negations)
 
 
-def other_pair(network: nn.Module, negations: Sequence[Sequence[str]]) -> tuple[str, str]:
-    """The pair to negate after earlier negations: the one whose layers were negated least often, of these the first.
+def other_pair(network: nn.Module, negations: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """What to negate after earlier negations: the first pair of which no layer was negated, else one `other_layer`.
+
+    A layer that is negated again has the original's sign back, and its pair with it what was forgotten.
 
     Raises:
-        LayerError: there is none.
+        LayerError: the network has no pair.
     """
-    times = Counter(part.partition("[")[0] for parts in negations for part in parts)
-    return min(pairs(network), key=lambda pair: sum(times[name] for name in pair))
+    negated = {part.partition("[")[0] for parts in negations for part in parts}
+    untouched = (pair for pair in pairs(network) if negated.isdisjoint(pair))
+    return next(untouched, None) or (other_layer(network, negations),)

@@ -32,10 +32,10 @@ def mirror_correlation(psi: Callable[[Tensor], Tensor], *, mean: float = 0.0, st
         mean, std: of Y; the standard deviation above 0.
 
     Raises:
-        ValueError: the standard deviation is not above 0, or psi is constant.
+        ValueError: the standard deviation is not above 0, one is not finite, or psi is constant.
     """
-    if not 0 < std < math.inf:
-        raise ValueError(f"the standard deviation of what is mirrored must be above 0, not {std}")
+    if not (0 < std < math.inf and math.isfinite(mean)):
+        raise ValueError(f"the standard deviation of what is mirrored must be above 0, and both finite: {mean}, {std}")
 
     def at(y: float) -> float:
         return float(psi(torch.tensor(y, dtype=torch.float64)))
@@ -50,7 +50,7 @@ def mirror_correlation(psi: Callable[[Tensor], Tensor], *, mean: float = 0.0, st
     here, there = expected(at), expected(lambda y: at(-y))
     both = expected(lambda y: (at(y) - here) * (at(-y) - there))
     spread = expected(lambda y: (at(y) - here) ** 2) * expected(lambda y: (at(-y) - there) ** 2)
-    if spread < 1e-24:
+    if spread <= 1e-28 * (std * std + here * here) ** 2:
         raise ValueError("the function is constant where Y is: there is nothing to correlate")
     return both / math.sqrt(spread)
 

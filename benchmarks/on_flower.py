@@ -1,4 +1,4 @@
-"""What Flower, the register and the receipts cost, against the same work in one process: `python benchmarks/flower.py`.
+"""What Flower, the register and the receipts cost, beside the same work in one process: `benchmarks/on_flower.py`.
 
 Three clients with 600 images each (480 trained on, 120 for validation), the 97k-parameter CNN, batches of 64, one
 epoch; a round with its measurement of accuracy, and a whole client-wise request: NoT, five rounds of recovery, each
