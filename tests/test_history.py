@@ -659,7 +659,7 @@ def test_a_task_refuses_the_history_of_another_training(known: Known, one_worker
         task(known.models[-2])
 
 
-@pytest.mark.parametrize("harm", ["truncated", "missing"])
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "missing"])
 @pytest.mark.parametrize(
     ("name", "read"),
     [
@@ -676,7 +676,9 @@ def test_a_file_that_is_broken_or_gone_is_named(
     read(recorded(tmp_path))
     path = tmp_path / name
     content = path.read_bytes()
-    path.write_bytes(content[:-1]) if harm == "truncated" else path.unlink()
+    path.unlink()
+    if harm != "missing":
+        path.write_bytes(content[:-1] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(HistoryError, match=f"{name} of the history in .* is broken or not there: train anew"):
         read(History(tmp_path))
 

@@ -434,6 +434,44 @@ def test_rows_that_were_lost_or_are_none_are_told(tmp_path: Path) -> None:
         assemble(tmp_path / "run")
 
 
+def flip(path: Path, at: int) -> None:
+    """A bit, as a disk does that nobody has looked at for years."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_bits_that_have_flipped_pass_for_no_result(tmp_path: Path) -> None:
+    """Each of them leaves a file that can be read: other numbers, another model."""
+    list(run(tiny(tmp_path), tmp_path / "run", workers=1))
+    home = tmp_path / "run" / "seed-3" / "4-NoT"
+    rows, kept = home / "rows.jsonl", home / "weights" / "unlearned.safetensors"
+    at = rows.read_bytes().index(b'"seed":3') + len(b'"seed":')
+    flip(rows, at)
+    with pytest.raises(RecordError, match=r"rows.jsonl was changed since it was written: remove .*4-NoT, to have it"):
+        assemble(tmp_path / "run")
+    flip(rows, at)
+    flip(kept, -1)
+    with pytest.raises(RecordError, match=r"unlearned.safetensors was changed since it was written: remove .*4-NoT"):
+        Record(home).kept("unlearned")
+    shutil.rmtree(home)
+    list(run(tiny(tmp_path), tmp_path / "run", workers=1))
+    assert Record(home).kept("unlearned").finite()
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "rows.jsonl"])
+def test_bits_that_have_flipped_are_not_gone_on_with(tmp_path: Path, slowly: Experiment, name: str) -> None:
+    reading = run(slowly, tmp_path / "run", workers=1)
+    for _ in range(9):
+        next(reading)
+    reading.close()
+    (state,) = (tmp_path / "run").rglob("state.safetensors")
+    path = state.with_name(name)
+    flip(path, path.read_bytes().index(b'"seed":3') + len(b'"seed":') if name == "rows.jsonl" else -1)
+    with pytest.raises(RecordError, match="was changed since it was written"):
+        list(run(slowly, tmp_path / "run", workers=1))
+
+
 def test_a_state_that_is_none_is_told(tmp_path: Path, slowly: Experiment) -> None:
     reading = run(slowly, tmp_path / "run", workers=1)
     for _ in range(9):

@@ -7,7 +7,18 @@ from collections import Counter
 
 import pytest
 
-from durability.cutting import HOW, LIVES, PHASES, Clean, Lives, cut, drawn, followed, kill
+from durability.cutting import (
+    HOW,
+    LIVES,
+    PHASES,
+    Clean,
+    Lives,
+    cut,
+    drawn,
+    followed,
+    kill,
+    require_what_was_promised,
+)
 
 
 def all_cuts(lives: Lives, clean: Clean, each: int, rng: random.Random) -> Counter[str]:
@@ -53,6 +64,15 @@ def test_without_power_after_some_steps_it_ends_with_the_same_bits(
 ) -> None:
     rng = random.Random(1)
     all_cuts(lives, clean[life], 1, rng)
+
+
+@pytest.mark.parametrize("life", ["serve", "file"])
+def test_what_was_promised_is_there_though_nothing_was_that_was_not_synced(
+    lives: Lives, clean: dict[str, Clean], life: str
+) -> None:
+    one, folder = clean[life], lives.place()
+    followed(one).cut("nothing", random.Random(0)).lay_out(folder)
+    require_what_was_promised(one.steps, one.folder, folder, "at the end")
 
 
 @pytest.mark.long
