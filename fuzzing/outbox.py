@@ -10,7 +10,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedunlearn.deletion.outbox import Outbox, OutboxError
+from fedunlearn.deletion.outbox import Outbox, OutboxError, _change, _listing
 from fedunlearn.deletion.signing import SigningKey
 from fedunlearn.deletion.statement import RequestProblem, Signed, Statement
 from fuzzing.mutation import json_changed
@@ -30,13 +30,13 @@ def _seeds() -> Sequence[bytes]:
     files = {
         f"{_ONE}.json": Signed.by(_KEY, said[0]).json,
         f"{_TWO}.json": Signed.by(_KEY, said[1]).json,
-        f"{_ONE}.instances.json": [3, 5],
-        f"{_TWO}.instances.json": [7],
+        f"{_ONE}.instances.json": _listing([3, 5]),
+        f"{_TWO}.instances.json": _listing([7]),
         f"{_TWO}.data.json": {"samples": 20, "labels": None, "found": None},
         f"{_ONE}.answer.json": answer,
     }
     answers = [answer, {"request": _TWO, "state": "done", "why": "", "receipt": {"receipt": 1}}]
-    moving = {_ONE: {"places": [], "samples": None}, _TWO: {"places": [6], "samples": 19}}
+    moving = {_ONE: _change((), None), _TWO: _change((6,), 19)}
     contents = (files, {**files, ".moving.json": moving})
     return [json.dumps({"files": one, "answers": answers, "listed": "3\n5\n"}).encode() for one in contents]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 
 import torch
@@ -16,14 +16,16 @@ from fedunlearn.evaluation.cost import Cost
 from fedunlearn.evaluation.rows import Row
 from fedunlearn.evaluation.scores import Scores
 from fedunlearn.findings import Found, read_found
-from fedunlearn.record import Record
+from fedunlearn.record import Record, _digest
 from fedunlearn.runfolder import FolderError, RunFolder
+from fedunlearn.weights import Weights
 from fuzzing.mutation import json_changed
 from fuzzing.target import Target, folder
 
 __all__ = ["FOUND", "RECORD"]
 
 _STATE = "fedunlearn.state"
+_TENSORS = {"/w": torch.ones(2), "teacher/w": torch.ones(2)}
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,13 @@ class _Result:
 @functools.cache
 def _records() -> Sequence[bytes]:
     scores = Scores(90.0, 12.5, 88.0, 50.0)
-    row = asdict(Row(0, "NoT", "recover", 1, {"recover": Cost(seconds=1.5)}, scores))
-    state = {"phase": "recover", "number": 1, "rows": 1, "models": {"": [["w"]], "teacher": []}}
-    rows = [row, {**row, "rounds": 2}]
-    complete = {"label": "NoT", "rows": 2, "failed": None}
+    first = Row(0, "NoT", "recover", 1, {"recover": Cost(seconds=1.5)}, scores)
+    said = [first, replace(first, rounds=2)]
+    rows = [asdict(row) for row in said]
+    # Digests of what is read, or nothing behind them would be reached.
+    state = {"phase": "recover", "number": 1, "rows": 1, "models": {"": [["w"]], "teacher": []}, "weights": {}}
+    state |= {"digest": _digest(said[:1]), "bits": Weights(_TENSORS).digest()}
+    complete = {"label": "NoT", "rows": 2, "failed": None, "digest": _digest(said), "weights": {}}
     sessions = {"sessions": [{"started": "now", "decides": {}}]}
     return [
         json.dumps({"complete": {}, "rows": rows, "state": state, "environment": sessions}).encode(),
@@ -61,9 +66,8 @@ def _record(data: bytes) -> None:
         (place / "complete.json").write_text(texts["complete"])
         (place / "environment.json").write_text(texts["environment"])
         (place / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        tensors = {"/w": torch.ones(2), "teacher/w": torch.ones(2)}
         if texts["state"] != "null":
-            (place / "state.safetensors").write_bytes(save(tensors, {_STATE: texts["state"]}))
+            (place / "state.safetensors").write_bytes(save(_TENSORS, {_STATE: texts["state"]}))
         record = Record(place)
         str((record.complete, record.failed, record.cached, record.label if record.complete else ""))
         RunFolder(place).sessions  # noqa: B018 - it is read when it is asked for

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -18,8 +19,10 @@ from fedunlearn import diagnoses
 from fedunlearn.checkpoint import save_weights
 from fedunlearn.data import datasets
 from fedunlearn.diagnoses import Advised, advised, advised_alone, gaps_on_the_way
+from fedunlearn.evaluation.rows import Row
 from fedunlearn.findings import read_found
 from fedunlearn.methods.negation import NoT
+from fedunlearn.record import _digest
 from fedunlearn.report.theory.page import section_of
 from fedunlearn.runfolder import RunFolder
 from fedunlearn.subject import FIRST as UNLEARNED
@@ -89,6 +92,9 @@ def test_gaps_are_means_over_scored_rounds_by_hand(tmp_path: Path, kept: Path) -
             row = next(row for row in rows if (row["phase"], row["rounds"]) == ("recover", after))
             row["scores"] = known | dict(zip(("retain", "forget", "test", "mia"), values, strict=True))
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        complete = json.loads((path.parent / "complete.json").read_text())
+        complete["digest"] = _digest([TypeAdapter(Row).validate_python(row) for row in rows])
+        (path.parent / "complete.json").write_text(json.dumps(complete))
     found = gaps_on_the_way(RunFolder(home), 3)
     assert found == {
         "Retrain": pytest.approx((30 + 10 + 30 + 0) / 4 / 2),

@@ -771,12 +771,6 @@ def test_what_is_broken_in_the_cache_is_done_anew(tmp_path: Path) -> None:
         assert cached(f"{number} again") == 2  # and mended
 
 
-def flip(path: Path) -> None:
-    """The last bit of a file's last byte."""
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-
-
 def test_a_bit_that_has_flipped_in_the_cache_is_not_taken_over(tmp_path: Path) -> None:
     plan = tiny(tmp_path, 'methods=["Retrain", "FedEraser"]')
 
@@ -787,7 +781,7 @@ def test_a_bit_that_has_flipped_in_the_cache_is_not_taken_over(tmp_path: Path) -
     assert cached("first") == 0
     for pattern in ("weights/train-*", "history/initial.safetensors"):
         (found,) = (tmp_path / "cache").glob(f"*/{pattern}")
-        flip(found)
+        flip(found, -1)
         assert cached(f"with {found.stem}") == 1  # Retrain
         assert cached(f"with {found.stem} again") == 2
 
@@ -800,7 +794,7 @@ def test_what_was_damaged_after_it_was_kept_is_not_certified(tmp_path: Path) -> 
     record.keep("last", weights, {})
     record.save("train", Round(0, weights, {}), 0, now=True)
     assert Record(record.folder).kept("last").same_bits(weights)
-    flip(path)
+    flip(path, -1)
     resumed = Record(record.folder)
     for each in (record, resumed):
         each.finish("NoT")
