@@ -15,7 +15,7 @@ deployment: $(STAMP)
 	$(VENV)/bin/python -m pytest --long -m long tests/flower/test_deployment.py tests/flower/test_flower_document.py
 
 guard: $(STAMP)
-	$(VENV)/bin/python -m pytest --long tests/test_benchmarks.py -k guard
+	$(VENV)/bin/python -m pytest --long tests/test_benchmarks.py -k $(or $(ONLY),guard)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -26,7 +26,7 @@ def script() -> ModuleType:
     return module
 
 
-DOCUMENTS = ["results.md", "audits.md", "theory.md", "performance.md", "flower-costs.md", "../README.md"]
+DOCUMENTS = ["results.md", "audits.md", "theory.md", "performance.md", "scale.md", "flower-costs.md", "../README.md"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
