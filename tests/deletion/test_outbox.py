@@ -344,7 +344,7 @@ def test_a_full_disk(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
     outbox.file("class:1", "r", KEY)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutboxError, match="cannot be (made|written): No space left on device"):
+    with pytest.raises(OutboxError, match=r"cannot be (made|written): No space left on device"):
         outbox.file("client", "r", KEY)
     assert len(outbox.entries()) == 1
 
