@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -347,6 +348,17 @@ def test_a_full_disk(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutboxError, match=r"cannot be (made|written): No space left on device"):
         outbox.file("client", "r", KEY)
     assert len(outbox.entries()) == 1
+
+
+def test_a_short_file_takes_little_memory_whatever_it_may_hold(outbox: Outbox, tmp_path: Path) -> None:
+    """The limits of some files are hundreds of megabytes, which are not set aside before there is anything to read."""
+    (tmp_path / "places").write_text("3\n5\n")
+    tracemalloc.start()
+    try:
+        outbox.file(f"instances:{tmp_path / 'places'}", "r", KEY)
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_operators_desk(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ _LONGEST_REQUEST = 65_536  # bytes
 _LONGEST_ANSWER = 8_388_608  # a receipt is in it
 _LONGEST_LIST = 20 * MOST_INSTANCES
 _LONGEST_MOVE = 10 * _LONGEST_LIST  # the lists of several requests
+_PIECE = 1 << 20
 _DIGITS = 15  # of the largest index
 _LONGEST_WHY = 2000  # characters
 
@@ -584,14 +585,18 @@ def _wiped(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path, longest: int) -> bytes:
+    raw = bytearray()
     try:
         with open(path, "rb") as file:
-            raw = file.read(longest + 1)
+            while len(raw) <= longest and (
+                piece := file.read(_PIECE)
+            ):  # asked for at once, all of it would be set aside
+                raw += piece
     except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
         raise OutboxError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(raw) > longest:
         raise OutboxError(f"{path} is longer than {longest} bytes")
-    return raw
+    return bytes(raw)
 
 
 def _json(path: Path, longest: int) -> Any:
