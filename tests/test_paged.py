@@ -74,3 +74,8 @@ def test_without_room_a_row_is_refused_in_a_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left on device"):
         reserve(tmp_path / "rows", matrix, 1)
+
+
+def test_a_file_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        paged(tmp_path / "nowhere" / "rows", 1, torch.zeros(3))

@@ -15,9 +15,14 @@ def paged(path: Path, rows: int, like: Tensor) -> Tensor:
     """Zeros ``(rows, len(like))`` in a new file at ``path``, which the system pages in and out as it has memory.
 
     In ``like``'s dtype, float32 at least.
+
+    Raises:
+        OSError: the file cannot be made.
     """
-    path.unlink(missing_ok=True)
     dtype = torch.promote_types(like.dtype, torch.float32)
+    path.unlink(missing_ok=True)
+    with open(path, "xb") as file:  # torch would make it too, but tells of a full disk in an error of its own
+        file.truncate(rows * len(like) * dtype.itemsize)
     return torch.from_file(str(path), shared=True, size=rows * len(like), dtype=dtype).view(rows, len(like))
 
 
