@@ -96,6 +96,7 @@ FOUND: Mapping[str, tuple[str, Callable[[], bytes]]] = {
     "a large product of sizes": ("answer", lambda: with_value("answer", ("tensors",), [["int8", [2**52] * 50_000]])),
     "a text that is none": ("register-file", damaged_text),
     "a field that moves the cursor": ("register-events", lambda: with_value("register-events", (2, 1, "\0"), 1)),
+    "clients in a text": ("register-events", lambda: with_value("register-events", (0, 1, "clients"), "x")),
     "a compressed point": ("key", compressed_point),
     "models that are none": ("record", lambda: with_value("record", ("state", "models"), True)),
     "rows that are no number": ("record", lambda: with_value("record", ("complete",), {"rows": "2", "label": "a"})),

@@ -150,7 +150,7 @@ class _Looking:
                 self.problems.append(f"event {row.number} ({event.kind}): {problem}")
         except RegisterError as error:
             self.problems.append(f"{error}: ask whoever runs the server for the register as it was written")
-        except (TypeError, AttributeError):  # a number where there should be a list, and the like
+        except (TypeError, ValueError, AttributeError):  # a number where there should be a list, and the like
             self.problems.append(f"event {row.number}: a field holds what it cannot hold; {_COPY}")
 
     def _chain(self, row: Row) -> None:
