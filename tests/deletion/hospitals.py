@@ -127,7 +127,7 @@ def forgotten(federation: Any, weights: Weights, request: Predicate, number: int
     """An unlearning and its recovery, to the plan's limit."""
     architecture = Architecture(SmallNet)
     seed = stable_seed(plan.seed, "unlearning", number)
-    task = Task.of(federation, weights, request, plan.training, architecture, seed=seed)
+    task = Task.of(federation, weights, request, plan.training, architecture, recovery=plan.recovery, seed=seed)
     for done in plan.method.unlearn(task):
         weights = done.after
     recovery = plan.method.recover(task, weights)

@@ -24,6 +24,7 @@ from deletion.test_faults import SOON, Answered, fresh, name_of, served, standin
 from fedunlearn.architecture import Architecture
 from fedunlearn.backends.in_process import InProcess
 from fedunlearn.backends.sampled import Sampled
+from fedunlearn.backends.wire import decode
 from fedunlearn.client import Client
 from fedunlearn.contract import SmallNet
 from fedunlearn.deletion import receipt
@@ -504,6 +505,32 @@ def test_every_other_round_it_looks_for_requests_and_measures(tmp_path: Path) ->
     assert ended(hospitals, server).same_bits(in_one_process(ForgetClient("east"), plan=plan, first=2))
     measured = [done.validation is not None for _, done in standing_of(hospitals).rounds if done.phase == "train"]
     assert measured == [False, True, False, True]
+
+
+def test_recovery_can_have_local_work_of_its_own(tmp_path: Path) -> None:
+    longer = replace(TRAINING, epochs=2)
+    hospitals, plan = Hospitals(tmp_path), replace(TWO, recovery=longer)
+    server = after_a_round(hospitals, plan)
+    id = hospitals.files("east", "client")
+    weights = ended(hospitals, server)
+    assert weights.same_bits(in_one_process(ForgetClient("east"), plan=plan))
+    assert not weights.same_bits(in_one_process(ForgetClient("east")))
+    issued = standing_of(hospitals).requests[id].receipt
+    assert issued is not None
+    assert decode(issued["answered"]["plan"]["recovery"]) == longer
+
+
+def test_an_unlearning_is_gone_on_with_the_recovery_that_it_began_with(tmp_path: Path) -> None:
+    hospitals = Hospitals(tmp_path)
+    server = after_a_round(hospitals)
+    hospitals.files("east", "client")
+    while standing_of(hospitals).current is None:
+        assert server.step()
+    hospitals.book.close()
+    with pytest.raises(ServiceError, match="start the server with that training, recovery, stop rule"):
+        hospitals.service(replace(TWO, recovery=replace(TRAINING, epochs=2)))
+    hospitals.book.close()
+    assert served(hospitals).same_bits(in_one_process(ForgetClient("east")))
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def in_one_process(register: Path) -> Weights:
                 earlier = without(federation, [filed[id] for id in answered])
                 seed = stable_seed(does.seed, "unlearning", number)
                 asked = AnyOf(tuple(filed[id] for id in requests))
-                task = Task.of(earlier, weights, asked, does.training, architecture, seed=seed)
+                task = Task.of(earlier, weights, asked, does.training, architecture, recovery=does.recovery, seed=seed)
                 answered += requests
             case RoundDone("train", number):
                 steps = fedavg(without(federation, filed.values()), weights, does.training, does.seed, "train", number)

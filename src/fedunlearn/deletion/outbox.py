@@ -588,9 +588,8 @@ def _read(path: Path, longest: int) -> bytes:
     raw = bytearray()
     try:
         with open(path, "rb") as file:
-            while len(raw) <= longest and (
-                piece := file.read(_PIECE)
-            ):  # asked for at once, all of it would be set aside
+            # Asked for at once, all that is allowed would be set aside, whatever the file has.
+            while len(raw) <= longest and (piece := file.read(_PIECE)):
                 raw += piece
     except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
         raise OutboxError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -118,7 +118,7 @@ class Service:
         if current is not None and current.began.plan != plan.said:
             raise ServiceError(
                 f"unlearning {current.began.unlearning} began with {current.began.plan}: start the server with that "
-                "training, stop rule and participation until it is done"
+                "training, recovery, stop rule and participation until it is done"
             )
         self._append(Started(plan.said, determinants(torch.device("cpu"))))
         self._models.prune()  # whoever was killed after its last step has not done it
@@ -414,6 +414,7 @@ class Service:
             request,
             self._plan.training,
             self._architecture,
+            recovery=self._plan.recovery,
             seed=stable_seed(self._plan.seed, "unlearning", number),
             left=left,
         )
