@@ -155,28 +155,22 @@ def measure(path: Path, ways: list[str], times: int) -> dict[str, dict[str, list
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What stands in docs/performance.md."""
-    return {
-        "checkpoint": "\n".join(
-            [
-                f"| {MEGABYTES} MB of | way | seconds | of the floor | written | memory |",
-                "|---|---|---|---|---|---|",
-                *(row for file in found["files"] for row in rows(file)),
-                "",
-            ]
-        )
-    }
+    from measuring import relative, spread, table  # not above: it imports torch, for which each way would wait
 
-
-def rows(file: Mapping[str, Any]) -> list[str]:
-    """A file's lines in the table."""
-    from measuring import relative, spread  # not above: it imports torch, for which each way would wait
-
-    return [
-        f"| {file['gigabytes']:g} GB | {way} | {spread(took['seconds'])} "
-        f"| {relative(took['seconds'], file['ways']['floor']['seconds']):.2f} "
-        f"| {max(took['written']) / 1e6:,.0f} MB | {max(took['peak']) / 1e6:,.0f} MB |"
+    head = [f"{MEGABYTES} MB of", "way", "seconds", "of the floor", "written", "memory"]
+    rows = [
+        [
+            f"{file['gigabytes']:g} GB",
+            way,
+            spread(took["seconds"]),
+            f"{relative(took['seconds'], file['ways']['floor']['seconds']):.2f}",
+            f"{max(took['written']) / 1e6:,.0f} MB",
+            f"{max(took['peak']) / 1e6:,.0f} MB",
+        ]
+        for file in found["files"]
         for way, took in file["ways"].items()
     ]
+    return {"checkpoint": table(head, rows)}
 
 
 def require_space(folder: Path, gigabytes: float, whole: float) -> None:

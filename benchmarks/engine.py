@@ -295,7 +295,7 @@ def _rounds(networks: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, one in networks.items()
     ]
-    return _table(["seconds a round", *WAYS, "of plain", "of loader", "of one worker"], rows)
+    return measuring.table(["seconds a round", *WAYS, "of plain", "of loader", "of one worker"], rows)
 
 
 def _busy(networks: Mapping[str, Mapping[str, Any]]) -> str:
@@ -308,7 +308,9 @@ def _busy(networks: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, one in networks.items()
     ]
-    return _table(["seconds a round, one core taken", *WAYS, "of plain", "of one worker on a quiet machine"], rows)
+    return measuring.table(
+        ["seconds a round, one core taken", *WAYS, "of plain", "of one worker on a quiet machine"], rows
+    )
 
 
 def _starts(networks: Mapping[str, Mapping[str, Any]]) -> str:
@@ -322,18 +324,13 @@ def _starts(networks: Mapping[str, Mapping[str, Any]]) -> str:
         for name, found in networks.items()
     ]
     head = ["seconds to the end of the first round", *ALONE, "of plain", "of loader", *(f"MB, {way}" for way in ALONE)]
-    return _table(head, rows)
+    return measuring.table(head, rows)
 
 
 def _peak(starts: Sequence[Mapping[str, Any]]) -> str:
     """Of the process, and of each of its workers where it had any: of the start that took most in all."""
     most = max(starts, key=lambda one: one["MB"] + sum(one["MB of workers"]))
     return " + ".join(f"{megabytes:.0f}" for megabytes in (most["MB"], *most["MB of workers"]))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:

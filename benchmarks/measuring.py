@@ -1,4 +1,4 @@
-"""What all benchmarks share: medians and ratios of pairs, and raw results as JSON beside what they ran on.
+"""What all benchmarks share: medians and ratios of pairs, tables, and raw results as JSON beside what they ran on.
 
 A benchmark writes a file with ``record``; `docs/draw_results.py` makes the documents' tables of such files, by the
 benchmark's function ``tables(found) -> {place: Markdown}``.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedunlearn.atomic import write_json
 from fedunlearn.environment import environment
 
-__all__ = ["machine", "record", "relative", "spread"]
+__all__ = ["machine", "record", "relative", "spread", "table"]
 
 
 def relative(seconds: Sequence[float], others: Sequence[float]) -> float:
@@ -27,6 +27,12 @@ def relative(seconds: Sequence[float], others: Sequence[float]) -> float:
 def spread(values: Sequence[float]) -> str:
     """Median, and from the smallest to the largest: ``0.17 (0.157 to 0.224)``."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown: the first column to the left, numbers to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
 
 
 def record(output: Path | None, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,9 +28,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -42,7 +41,7 @@ sys.path += [str(APP), str(EXAMPLE), str(HERE)]
 from deployment import SUPERLINK, Deployment, prepare  # noqa: E402
 from flwr.app import Message  # noqa: E402
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects  # noqa: E402
-from measuring import machine, record, spread  # noqa: E402
+from measuring import machine, record, spread, table  # noqa: E402
 from overhead.client_app import app as client_app  # noqa: E402
 from overhead.served import PLAN, SPARSE, Served, require, seconds  # noqa: E402
 from overhead.work import ASKER, CLIENTS, Cnn, images  # noqa: E402
@@ -269,64 +268,51 @@ def pieces(times: int) -> dict[str, list[float]]:
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What was found, for docs/flower-costs.md; of the stages that were measured."""
     flower = {name: found[name] for name in ("simulation", "deployment") if name in found}
-    told: dict[str, Iterable[str]] = {"flower": chain([machine(found), ""], ways(found, flower))}
+    told = {"flower": f"{machine(found)}\n\n{ways(found, flower)}"}
     if flower:
         told |= {"flower-exchanges": exchanges(flower), "flower-work": works(flower)}
     if "process" in found:
-        told["flower-bytes"] = [weighed(found["process"]["bytes"])]
+        told["flower-bytes"] = weighed(found["process"]["bytes"])
     if "pieces" in found:
-        told["flower-pieces"] = pieces_told(found["pieces"])
-    return {name: "\n".join(lines) + "\n" for name, lines in told.items()}
+        pieces = found["pieces"].items()
+        told["flower-pieces"] = table(
+            ["piece", "ms"], [[name, spread([1000 * s for s in spent])] for name, spent in pieces]
+        )
+    return told
 
 
-def ways(found: Mapping[str, Any], flower: Mapping[str, Any]) -> Iterator[str]:
+def ways(found: Mapping[str, Any], flower: Mapping[str, Any]) -> str:
     """Seconds of each way to do the work, beside those of one process."""
     seen = {name: (one["round"], one["request"]) for name, one in found.get("process", {}).get("ways", {}).items()}
     seen |= {name: (one["round"]["seconds"], one["request"]["seconds"]) for name, one in flower.items()}
-    yield from head("", "a round, s", "of in-process", "a request, s", "of in-process")
+    rows = []
     for name, spent in seen.items():
         pairs = zip(spent, seen.get(IN_PROCESS, spent), strict=True)
-        yield row(name, *(cell for values, base in pairs for cell in (spread(values), ratio(values, base))))
+        rows.append([name, *(cell for values, base in pairs for cell in (spread(values), ratio(values, base)))])
+    return table(["", "a round, s", "of in-process", "a request, s", "of in-process"], rows)
 
 
-def exchanges(flower: Mapping[str, Any]) -> Iterator[str]:
+def exchanges(flower: Mapping[str, Any]) -> str:
     """Seconds of an exchange of messages, by its kind."""
-    yield from head("seconds of an exchange", *flower)
     kinds = {name: by_kind(one) for name, one in flower.items()}
-    for kind in next(iter(kinds.values())):
-        yield row(kind, *(spread(one[kind]) for one in kinds.values()))
+    rows = [[kind, *(spread(one[kind]) for one in kinds.values())] for kind in next(iter(kinds.values()))]
+    return table(["seconds of an exchange", *flower], rows)
 
 
-def works(flower: Mapping[str, Any]) -> Iterator[str]:
+def works(flower: Mapping[str, Any]) -> str:
     """In how many exchanges the work is done, and which part of its time they are."""
-    yield from head("seconds in all, mean", "exchanges", *flower)
+    rows = []
     for work in WORKS:
         each = [one[work] for one in flower.values()]
         number = len(each[0]["exchanges"]) / len(each[0]["seconds"])
-        yield row(f"a {work}", f"{number:.2f}", *(share_in_exchanges(one) for one in each))
-    yield ""
-    yield f"Before all that: {'; '.join(f'{name}: {beginning(one)}' for name, one in flower.items())}."
+        rows.append([f"a {work}", f"{number:.2f}", *(share_in_exchanges(one) for one in each)])
+    begun = "; ".join(f"{name}: {beginning(one)}" for name, one in flower.items())
+    return f"{table(['seconds in all, mean', 'exchanges', *flower], rows)}\nBefore all that: {begun}.\n"
 
 
 def weighed(sizes: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{kind} {size:,}" for kind, size in sorted(sizes["messages"].items()))
-    return f"Bytes of messages in a request: {kinds}; in its rounds, by the register: {sizes['account']:,}."
-
-
-def pieces_told(spent: Mapping[str, list[float]]) -> Iterator[str]:
-    yield from head("piece", "ms")
-    for name, values in spent.items():
-        yield row(name, spread([1000 * value for value in values]))
-
-
-def row(*cells: str) -> str:
-    """A row of a table in Markdown."""
-    return f"| {' | '.join(cells)} |"
-
-
-def head(*cells: str) -> Iterator[str]:
-    yield row(*cells)
-    yield "|---" * len(cells) + "|"
+    return f"Bytes of messages in a request: {kinds}; in its rounds, by the register: {sizes['account']:,}.\n"
 
 
 def by_kind(one: dict[str, Any]) -> dict[str, list[float]]:

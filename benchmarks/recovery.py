@@ -17,13 +17,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from measuring import machine, record
+from measuring import machine, record, table
 
 from fedunlearn.evaluation.rows import ORIGINAL, Row, curves
 from fedunlearn.evaluation.scores import Gap, average_gap
 from fedunlearn.evaluation.table import REFERENCE
 from fedunlearn.experimentfile import load, shipped
-from fedunlearn.layers import pairs, select
+from fedunlearn.kinds import LAYER_KINDS
+from fedunlearn.layers import layers, pairs, select
 from fedunlearn.report.report import assemble
 from fedunlearn.runner import run
 from fedunlearn.subject import Subject, subjects
@@ -75,10 +76,8 @@ def through(subject: Subject) -> dict[str, dict[str, float]]:
     network, x = subject.network(subject.original), subject.retained[0]
     pair = pairs(network)[0]
     (first,) = select(network)
-    layers = [
-        name.removesuffix(".weight") for name, p in network.named_parameters() if name.endswith("weight") and p.ndim > 1
-    ]
-    places = [*(name.removesuffix(".weight") for name in pair), layers[-1]]
+    *_, last = (layer.name for layer in layers(network) if layer.kind in LAYER_KINDS)
+    places = [name.removesuffix(".weight") for name in (*pair, last)]
     sets = {str(first): str(first), pair[0]: pair[0], " and ".join(pair): pair}
     return {name: dict(carried(network, chosen, x, places)) for name, chosen in sets.items()}
 
@@ -87,7 +86,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default runs)")
-    parser.add_argument("--set", nargs="*", default=[], help="changes to all experiments, such as seeds=[0]")
     parser.add_argument("--output", type=Path, help="write what was found as JSON")
     options = parser.parse_args()
 
@@ -97,7 +95,7 @@ def main() -> None:
         for kind in (kind for kind in KINDS if f"recovery-{network}{kind}" in shipped()):
             name = f"recovery-{network}{kind}"
             folder = options.runs / name
-            for row in run(load(name, options.set), folder, cache=options.runs / "cache"):
+            for row in run(load(name), folder, cache=options.runs / "cache"):
                 if row.scores is not None:
                     print(f"{name}: seed {row.seed}, {row.method}, {row.rounds} rounds")
             of[kind] = frontier(folder)
@@ -106,8 +104,7 @@ def main() -> None:
             layers: {place: fmean(seed[layers][place] for seed in seeds) for place in places}
             for layers, places in seeds[0].items()
         }
-    for table in tables(record(options.output, found)).values():
-        print(table)
+    print("\n".join(tables(record(options.output, found)).values()))
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -118,11 +115,8 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
 
 def _frontier(of: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> str:
     whole, retrain = of[""][NOT][-1]["bytes"], of[""][REFERENCE][-1]
-    heads = [f"{share:.0%} of NoT's bytes" for share in BUDGETS]
-    lines = [
-        "| method | local epochs | " + " | ".join(heads) + " | bytes in all | FLOPs in all |",
-        "|---|---:|" + "---:|" * (len(BUDGETS) + 2),
-    ]
+    budgets = [f"{share:.0%} of NoT's bytes" for share in BUDGETS]
+    rows = []
     for kind, points_of in of.items():
         for method, points in points_of.items():
             if method == REFERENCE and kind:
@@ -130,8 +124,8 @@ def _frontier(of: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> 
             cells = [_within(points, share * whole) for share in BUDGETS]
             last = points[-1]
             shares = [f"{last[price] / retrain[price]:.0%}" for price in ("bytes", "flops")]
-            lines.append("| " + " | ".join([method, str(KINDS[kind]), *cells, *shares]) + " |")
-    return "\n".join(lines)
+            rows.append([method, str(KINDS[kind]), *cells, *shares])
+    return table(["method", "local epochs", *budgets, "bytes in all", "FLOPs in all"], rows)
 
 
 def _within(points: Sequence[Mapping[str, float]], budget: float) -> str:
@@ -144,15 +138,13 @@ def _within(points: Sequence[Mapping[str, float]], budget: float) -> str:
 
 
 def _carried(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    lines = [
-        "| network | negated | correlation with what it was: behind the pair's first layer | second | last layer |"
+    where = "correlation with what it was: behind the pair's first layer"
+    rows = [
+        [NETWORKS[network], negated, *(f"{value:+.2f}" for value in places.values())]
+        for network, sets in found.items()
+        for negated, places in sets.items()
     ]
-    lines.append("|---|---|---:|---:|---:|")
-    for network, sets in found.items():
-        for negated, places in sets.items():
-            cells = [f"{value:+.2f}" for value in places.values()]
-            lines.append("| " + " | ".join([NETWORKS[network], negated, *cells]) + " |")
-    return "\n".join(lines)
+    return table(["network", "negated", where, "second", "last layer"], rows)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from measuring import machine, record, relative, spread
+from measuring import machine, record, relative, spread, table
 
 from fedunlearn.backends.metered import Metered
 from fedunlearn.evaluation.cost import Account
@@ -112,15 +112,14 @@ def main() -> None:
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """A run's own share, whole runs beside bare loops, and the page."""
     seconds, own = found["seconds"], [100 * share for share in found["own"]]
+    head = [f"{len(own)} runs of each, in turns; {found['rounds']} rounds", ""]
     told = {
-        f"{len(own)} runs of each, in turns; {found['rounds']} rounds": "",
         "a run's own share: all that is neither a round nor scoring, of the time that is, %": spread(own),
         "whole runs, of bare loops": f"{relative(seconds['run'], seconds['bare']):.2f}",
         "a whole run, s": spread(seconds["run"]),
         "the page, its figures and tables, s": spread(seconds["page"]),
     }
-    head, *rows = [f"| {name} | {value} |" for name, value in told.items()]
-    return {"runner": "\n".join([machine(found), "", head, "|---|---|", *rows]) + "\n"}
+    return {"runner": f"{machine(found)}\n\n{table(head, list(told.items()))}"}
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measuring import record
+from measuring import record, table
 from torch import Tensor, nn
 
 from fedunlearn import SGD, Client, InProcess, LocalTraining
@@ -348,7 +348,7 @@ def _clients_table(points: Sequence[Mapping[str, Any]]) -> str:
                  f"{memory / few:.2f}"]
             )  # fmt: skip
     head = ["clients", "take part", "ms per participant", "peak", "of all taking part", "of ten clients"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _history_table(points: Sequence[Mapping[str, Any]]) -> str:
@@ -373,7 +373,7 @@ def _history_table(points: Sequence[Mapping[str, Any]]) -> str:
         ]
         for one in points
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _request_table(points: Sequence[Mapping[str, Any]]) -> str:
@@ -389,7 +389,7 @@ def _request_table(points: Sequence[Mapping[str, Any]]) -> str:
         ]
         for one in points
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _register_table(points: Sequence[Mapping[str, Any]]) -> str:
@@ -413,7 +413,7 @@ def _register_table(points: Sequence[Mapping[str, Any]]) -> str:
         ("verifying, s", lambda one: f"{one['verifying']:.2f}"),
         ("the server's memory at the end", lambda one: tell_bytes(_last(one)["peak"])),
     ]
-    return _table(head, [[name, *map(told, points)] for name, told in each])
+    return table(head, [[name, *map(told, points)] for name, told in each])
 
 
 def _last(one: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -439,7 +439,7 @@ def _queue_table(points: Sequence[Mapping[str, Any]]) -> str:
         ]
         for one in points
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _merging_table(points: Sequence[Mapping[str, Any]]) -> str:
@@ -456,12 +456,7 @@ def _merging_table(points: Sequence[Mapping[str, Any]]) -> str:
         ]
         for tree in one["trees"]
     ]
-    return _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows)) + "\n"
+    return table(head, rows)
 
 
 def main() -> None:

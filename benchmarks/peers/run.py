@@ -32,7 +32,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parent)]
 
-from measuring import machine, record, relative, spread  # noqa: E402
+from measuring import machine, record, relative, spread, table  # noqa: E402
 from work import BATCH, CLIENTS, IMAGES  # noqa: E402
 
 from fedunlearn.environment import environment  # noqa: E402
@@ -177,28 +177,28 @@ def how(name: str) -> str:
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """The peers beside ours: medians of rounds, ratios of neighbours, and how each peer was run."""
     peers = found["peers"]
-    lines = [machine(found), "", "| | seconds a round | ours of it | start-up and first round, s | ours of it |"]
-    lines.append("|---|---|---|---|---|")
-    turns = [turn for one in peers.values() for turn in one["turns"]]
+    head = ["", "seconds a round", "ours of it", "start-up and first round, s", "ours of it"]
+    rows = []
     for one in peers.values():
         mine = [(turn["fedunlearn"], turn["peer"]) for turn in one["turns"]]
-        lines.append(row(one["version"], mine) if mine else f"| {one['version']} | failed | | | |")
+        rows.append([one["version"], *(beside(mine) if mine else ["failed", "", "", ""])])
+    turns = [turn for one in peers.values() for turn in one["turns"]]
     for name in OURS if turns else ():
-        lines.append(row(name, [(turn["fedunlearn"], turn[name]) for turn in turns]))
-    notes = [f"- {one['version']}: {one['how']}{failure(one)}" for one in peers.values()]
-    return {"speed": "\n".join(lines) + "\n", "peers": "\n".join([*lines, "", *notes]) + "\n"}
+        rows.append([name, *beside([(turn["fedunlearn"], turn[name]) for turn in turns])])
+    speed = f"{machine(found)}\n\n{table(head, rows)}"
+    notes = [f"- {one['version']}: {one['how']}{failure(one)}\n" for one in peers.values()]
+    return {"speed": speed, "peers": "".join([speed, "\n", *notes])}
 
 
 def failure(one: Mapping[str, Any]) -> str:
     return f" It failed: {' '.join(one['failed'].split())}" if "failed" in one else ""
 
 
-def row(name: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+def beside(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
     """Ours and another's processes, as they took turns."""
     rounds = [[statistics.median(one["rounds"]) for one in side] for side in zip(*pairs, strict=True)]
     firsts = [[one["first"] for one in side] for side in zip(*pairs, strict=True)]
-    cells = [spread(rounds[1]), f"{relative(*rounds):.2f}", spread(firsts[1]), f"{relative(*firsts):.2f}"]
-    return f"| {' | '.join([name, *cells])} |"
+    return [spread(rounds[1]), f"{relative(*rounds):.2f}", spread(firsts[1]), f"{relative(*firsts):.2f}"]
 
 
 def main() -> None:

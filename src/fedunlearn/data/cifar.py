@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +39,10 @@ def read(paths: Sequence[Path], entry: str, classes: int) -> tuple[Tensor, Tenso
 
 def _batch(path: Path, entry: str, classes: int) -> tuple[NDArray[np.uint8], Tensor]:
     try:
-        with open(path, "rb") as file:
-            # Python 2's text comes as bytes; so do its arrays' values, which are no text in any encoding.
-            found = _Unpickler(file, encoding="bytes").load()
+        content = path.read_bytes()
+        _require_memory_in_use(content)
+        # Python 2's text comes as bytes; so do its arrays' values, which are no text in any encoding.
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except OSError:
         raise
     except Exception as error:  # damaged pickles raise whatever they run into
@@ -54,6 +57,13 @@ def _batch(path: Path, entry: str, classes: int) -> tuple[NDArray[np.uint8], Ten
     if not all(type(label) is int and 0 <= label < classes for label in labels):
         raise ValueError(f"{path} has {entry} that are not 0 to {classes - 1}: fetch it again")
     return images, torch.tensor(labels)
+
+
+def _require_memory_in_use(content: bytes) -> None:
+    """A pickle numbers the values that it will come back to, and for a large number as much memory is set aside."""
+    for count, (opcode, number, _) in enumerate(pickletools.genops(content)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(number, int) and number > count:
+            raise pickle.UnpicklingError(f"it numbers a value {number}, and has fewer")
 
 
 def _text(name: object) -> object:

@@ -18,7 +18,7 @@ from fedunlearn.theory.cka import MinibatchCKA, gram
 from fedunlearn.theory.modes import device_of, evaluated
 from fedunlearn.weights import unwrap
 
-__all__ = ["Position", "Similarity", "activations", "compare", "positions"]
+__all__ = ["Position", "Similarity", "activations", "compare", "hearing", "positions"]
 
 _SMALLEST = 8  # of a batch: two halves of more than this have the four samples that an unbiased estimate needs
 
@@ -92,7 +92,7 @@ def positions(model: nn.Module, x: Tensor) -> tuple[Position, ...]:
         if len(answer) == len(few):  # not of a table of positions, or of windows
             order.append((name, call))
 
-    with _hearing(model, kept, note), torch.no_grad():
+    with hearing(model, kept, note), torch.no_grad():
         model(few.to(device_of(model)))
     inside = _before_activations(model, [name for name, _ in order])
     calls = Counter(name for name, _ in order)
@@ -176,18 +176,21 @@ def _read(model: nn.Module, x: Tensor, at: Sequence[Position], give: Callable[[P
         if (name, call) in wanted:
             give(wanted[name, call], answer)
 
-    with _hearing(model, dict.fromkeys(position.module for position in at), pick), torch.no_grad():
+    with hearing(model, dict.fromkeys(position.module for position in at), pick), torch.no_grad():
         model(x.to(device_of(model)))
 
 
 @contextmanager
-def _hearing(model: nn.Module, names: Iterable[str], hear: Callable[[str, int, Tensor], None]) -> Iterator[None]:
-    """In eval mode, give ``hear`` a module's name, the number of its call and its answer; then all is as before."""
+def hearing(model: nn.Module, names: Iterable[str], hear: Callable[[str, int, Tensor], None]) -> Iterator[None]:
+    """In eval mode, give ``hear`` a module's name, the number of its call and its answer; then all is as before.
+
+    Of modules that answer with several tensors, as attention and recurrent layers do, it is the first.
+    """
     calls = Counter[str]()
 
     def hook(name: str, _: nn.Module, __: object, answer: Any) -> None:
         calls[name] += 1
-        first = answer[0] if isinstance(answer, tuple) else answer  # of attention and recurrent layers
+        first = answer[0] if isinstance(answer, tuple) else answer
         if isinstance(first, Tensor) and first.ndim:
             hear(name, calls[name], first)
 

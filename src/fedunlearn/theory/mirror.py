@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedunlearn.layers import Selection
 from fedunlearn.negation import negate
-from fedunlearn.theory.modes import evaluated
+from fedunlearn.theory.activations import hearing
+from fedunlearn.theory.modes import device_of
 from fedunlearn.weights import unwrap
 
 __all__ = ["carried", "mirror_correlation"]
@@ -75,24 +76,18 @@ def carried(model: nn.Module, layers: Selection, x: Tensor, at: Sequence[str]) -
     """
     if len(x) < 2:
         raise ValueError("one input has nothing to correlate: give two or more")
-    model = unwrap(model)
-    before, after = (_outputs(network, x, at) for network in (model, negate(copy.deepcopy(model), layers)))
+    before, after = (_outputs(network, x, at) for network in (model, negate(copy.deepcopy(unwrap(model)), layers)))
     return {name: _correlation(before[name], after[name]) for name in at}
 
 
 def _outputs(model: nn.Module, x: Tensor, at: Sequence[str]) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {name: [] for name in at}
 
-    def keep(name: str) -> Callable[..., None]:
-        return lambda _, __, output: found[name].append(output.detach().double().flatten(1))
+    def keep(name: str, _: int, output: Tensor) -> None:
+        found[name].append(output.detach().flatten(1).double())
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in at]
-    try:
-        with evaluated(model), torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hearing(model, found, keep), torch.no_grad():
+        unwrap(model)(x.to(device_of(model)))
     if several := [name for name, outputs in found.items() if len(outputs) != 1]:
         raise ValueError(f"{several[0]} runs {len(found[several[0]])} times, not once: name other modules")
     return {name: output for name, (output,) in found.items()}
