@@ -325,13 +325,13 @@ RUN = {
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """For `docs/performance.md`."""
     made = {"clients": _clients_table, "history": _history_table, "request": _request_table}
-    return {f"scale-{stage}": table(found[stage]) for stage, table in made.items() if stage in found}
+    return {f"scale-{stage}": made[stage](found[stage]) for stage in made if stage in found}
 
 
 def plan_tables(found: Mapping[str, Any]) -> dict[str, str]:
     """For `docs/scale.md`."""
     made = {"register": _register_table, "queue": _queue_table, "merging": _merging_table}
-    return {f"scale-{stage}": table(found[stage]) for stage, table in made.items() if stage in found}
+    return {f"scale-{stage}": made[stage](found[stage]) for stage in made if stage in found}
 
 
 def _clients_table(points: Sequence[Mapping[str, Any]]) -> str:
@@ -472,14 +472,13 @@ def main() -> None:
     if options.point:
         print(json.dumps(measured(options.point)))
         return
-    found: dict[str, Any] = {stage: RUN[stage](options.clients, options.rounds) for stage in options.stage or STAGES}
-    told = {
-        "clients": _clients_table, "history": _history_table, "request": _request_table, "register": _register_table,
-        "queue": _queue_table, "merging": _merging_table,
-    }  # fmt: skip
-    for stage, points in found.items():
-        print(f"{stage}\n\n{told[stage](points)}")
-    record(options.output, found)
+    if options.clients < 100 or options.rounds < 1:
+        parser.error("--clients must be at least 100, and --rounds at least 1")
+    found: dict[str, Any] = {}
+    for stage in options.stage or STAGES:
+        found[stage] = RUN[stage](options.clients, options.rounds)
+        recorded = record(options.output, found)  # at each, since the next one may take an hour
+    print("\n".join([*tables(recorded).values(), *plan_tables(recorded).values()]))
 
 
 if __name__ == "__main__":
