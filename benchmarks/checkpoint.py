@@ -155,7 +155,7 @@ def measure(path: Path, ways: list[str], times: int) -> dict[str, dict[str, list
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What stands in docs/performance.md."""
-    from measuring import relative, spread, table  # not above: it imports torch, for which each way would wait
+    from measuring import machine, relative, spread, table  # not above: it imports torch, for which each way would wait
 
     head = [f"{MEGABYTES} MB of", "way", "seconds", "of the floor", "written", "memory"]
     rows = [
@@ -170,7 +170,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         for file in found["files"]
         for way, took in file["ways"].items()
     ]
-    return {"checkpoint": table(head, rows)}
+    return {"checkpoint": f"{machine(found)}\n\n{table(head, rows)}"}
 
 
 def require_space(folder: Path, gigabytes: float, whole: float) -> None:
@@ -210,9 +210,7 @@ def main() -> None:
             files.append({"gigabytes": gigabytes, "ways": measure(path, ways, options.times)})
             for leftover in Path(folder).iterdir():
                 leftover.unlink()
-    found = {"megabytes": MEGABYTES, "files": files}
-    print(tables(found)["checkpoint"])
-    record(options.output, found)
+    print(tables(record(options.output, {"megabytes": MEGABYTES, "files": files}))["checkpoint"])
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ and optimizers. Four ways to do it, in turns within one run, so that a noisy mac
 Medians of seconds a round, and the medians of the ratios of neighbouring rounds, are what to read. Then, in a process
 of its own for each way, the time from the command to the end of the first round, and the peak of memory after two more;
 here fedunlearn is left to choose its workers itself. ``--busy`` does a few rounds again while another process spins on
-a core.
+a core. ``--profile`` tells where one worker's time goes, with one thread: how many operations a second it comes to,
+beside a large product of matrices, and the shares of torch's operations as its profiler sees them.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import resource
 import statistics
@@ -37,13 +39,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedunlearn import SGD, Client, InProcess, LocalTraining
-from fedunlearn.federation import ClientContext, Reply, Turn
+from fedunlearn.evaluation.flops import flops_per_sample
+from fedunlearn.federation import ClientContext, Reply, Turn, Work
 from fedunlearn.models import build
 from fedunlearn.programs import Adam
 from fedunlearn.rounds import aggregate
 from fedunlearn.samples import TensorSamples
 
 CLIENTS, SHAPE, CLASSES = 10, (1, 28, 28), 10
+OPERATIONS = {  # torch's, by what their names contain; the first that fits
+    "convolutions": ("conv",),
+    "matrix products": ("mm", "linear", "attention"),
+    "normalisations": ("norm",),
+    "activations, pooling, loss": ("relu", "threshold", "clamp", "gelu", "softmax", "pool", "nll"),
+    "optimizer": ("foreach", "optimizer"),
+    "other operations": ("",),
+}
 BUSY = 3  # counted rounds beside a busy process, where a loop with two threads may take ten times as long
 
 Once = Callable[[], None]
@@ -174,14 +185,13 @@ ALONE: dict[str, Callable[[Job], Once]] = {"plain": plain, "loader": loader, "fe
 
 def in_turns(ways: Mapping[str, Once], warm: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each counted round, by way."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
     for counted in [*[False] * warm, *[True] * rounds]:
         for name, once in ways.items():
-            started = time.perf_counter()
-            once()
+            took = measuring.timed(once)
             if counted:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+                spent[name].append(took)
+    return spent
 
 
 @contextmanager
@@ -230,6 +240,27 @@ def alone(job: Job, way: str) -> None:
     print(peak(), *(megabytes for process, megabytes in workers.items() if process != os.getpid()))
 
 
+def profile(job: Job) -> dict[str, Any]:
+    """One worker's round: billions of operations a second, of a large product too, and shares of its time."""
+    torch.set_num_threads(1)
+    matrix = torch.randn(1024, 1024)
+    product = min(measuring.timed(lambda: matrix @ matrix) for _ in range(20))
+    once = Ours(job, 1)
+    took = statistics.median(measuring.timed(once) for _ in range(7))
+    flops = flops_per_sample(job.net, SHAPE).of(Work(CLIENTS * job.images, CLIENTS * job.images))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        watched = measuring.timed(once)
+    shares = dict.fromkeys(OPERATIONS, 0.0)
+    for event in profiler.key_averages():
+        kind = next(kind for kind, parts in OPERATIONS.items() if any(part in event.key.lower() for part in parts))
+        shares[kind] += event.self_cpu_time_total / 1e6 / watched
+    return {
+        "GFLOP/s": flops / took / 1e9,
+        "GFLOP/s of a product": 2 * len(matrix) ** 3 / product / 1e9,
+        "shares": {**shares, "outside of torch's operations": 1 - sum(shares.values())},
+    }
+
+
 def start(network: str, way: str) -> dict[str, Any]:
     """Of a process of its own: seconds from the command to the end of the first round, and peaks of memory, in MB."""
     command = [sys.executable, __file__, "--network", network, "--alone", way]
@@ -244,7 +275,15 @@ def start(network: str, way: str) -> dict[str, Any]:
     return {"seconds": seconds, "MB": peaks[0], "MB of workers": peaks[1:]}
 
 
-def measured(network: str, rounds: int, starts: int, busy: bool) -> dict[str, Any]:
+def profiled(network: str) -> dict[str, Any]:
+    """`profile` in a process of its own, since it leaves torch with one thread."""
+    command = [sys.executable, __file__, "--network", network, "--alone", "profile"]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found: dict[str, Any] = json.loads(told.splitlines()[-1])
+    return found
+
+
+def measured(network: str, rounds: int, starts: int, busy: bool, profile: bool) -> dict[str, Any]:
     """All that is found for one network."""
     job = JOBS[network]
     ways = {name: way(job) for name, way in WAYS.items()}
@@ -255,6 +294,8 @@ def measured(network: str, rounds: int, starts: int, busy: bool) -> dict[str, An
     if starts:
         begun = [{way: start(network, way) for way in ALONE} for _ in range(starts)]
         found["start"] = {way: [one[way] for one in begun] for way in ALONE}
+    if profile:
+        found["profile"] = profiled(network)
     return {**found, "ratios": ratios(found)}
 
 
@@ -277,11 +318,13 @@ def ratios(found: Mapping[str, Any]) -> dict[str, float]:
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """Markdown of what `main` recorded, by the place in the documents: of rounds, and of what else was measured."""
     networks: Mapping[str, Mapping[str, Any]] = found["networks"]
-    told = {"engine": _rounds(networks)}
+    told = {"engine": f"{measuring.machine(found)}\n\n{_rounds(networks)}"}
     if all("busy" in one for one in networks.values()):
         told["engine-busy"] = _busy(networks)
     if all("start" in one for one in networks.values()):
         told["engine-start"] = _starts(networks)
+    if all("profile" in one for one in networks.values()):
+        told["engine-profile"] = _profiles(networks)
     return told
 
 
@@ -327,6 +370,20 @@ def _starts(networks: Mapping[str, Mapping[str, Any]]) -> str:
     return measuring.table(head, rows)
 
 
+def _profiles(networks: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            name,
+            f"{found['profile']['GFLOP/s']:.0f}",
+            f"{found['profile']['GFLOP/s of a product']:.0f}",
+            *(f"{share:.0%}" for share in found["profile"]["shares"].values()),
+        ]
+        for name, found in networks.items()
+    ]
+    shares = next(iter(networks.values()))["profile"]["shares"]
+    return measuring.table(["one thread", "GFLOP/s", "of a 1024 x 1024 product", *shares], rows)
+
+
 def _peak(starts: Sequence[Mapping[str, Any]]) -> str:
     """Of the process, and of each of its workers where it had any: of the start that took most in all."""
     most = max(starts, key=lambda one: one["MB"] + sum(one["MB of workers"]))
@@ -339,17 +396,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds of each (default 15)")
     parser.add_argument("--starts", type=int, default=3, help="processes that start with each (default 3)")
     parser.add_argument("--busy", action="store_true", help="some of them again while another process takes a core")
+    parser.add_argument("--profile", action="store_true", help="where one worker's time goes")
     parser.add_argument("--output", type=Path, help="write the raw results as JSON")
-    parser.add_argument("--alone", choices=ALONE, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=[*ALONE, "profile"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.alone == "profile":
+        print(json.dumps(profile(JOBS[options.network[0]])))
+        return
     if options.alone:
         alone(JOBS[options.network[0]], options.alone)
         return
-    amount = (options.rounds, options.starts, options.busy)
+    amount = (options.rounds, options.starts, options.busy, options.profile)
     found = {"threads": torch.get_num_threads(), "networks": {one: measured(one, *amount) for one in options.network}}
-    measuring.record(options.output, found)
-    print(f"{CLIENTS} clients; {options.rounds} rounds of each, in turns; {torch.get_num_threads()} threads\n")
-    print("\n".join(tables(found).values()))
+    print("\n".join(tables(measuring.record(options.output, found)).values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all benchmarks share: medians and ratios of pairs, tables, and raw results as JSON beside what they ran on.
+"""What all benchmarks share: seconds, medians, ratios, tables, and raw results as JSON beside what they ran on.
 
 A benchmark writes a file with ``record``; `docs/draw_results.py` makes the documents' tables of such files, by the
 benchmark's function ``tables(found) -> {place: Markdown}``.
@@ -9,14 +9,22 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedunlearn.atomic import write_json
 from fedunlearn.environment import environment
 
-__all__ = ["machine", "record", "relative", "spread", "table"]
+__all__ = ["machine", "record", "relative", "spread", "table", "timed"]
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def relative(seconds: Sequence[float], others: Sequence[float]) -> float:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from measuring import machine, record, relative, spread, table
+from measuring import machine, record, relative, spread, table, timed
 
 from fedunlearn.backends.metered import Metered
 from fedunlearn.evaluation.cost import Account
@@ -80,12 +80,6 @@ def in_a_folder(plan: Experiment, folder: Path) -> tuple[float, float]:
     return whole, loading + sum(scoring) + sum(row.bill().seconds for row in last.values())
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="of training, of Retrain and of recovery (default 15)")
@@ -99,9 +93,9 @@ def main() -> None:
     for counted in [False, *[True] * options.pairs]:  # one pair to warm up, in which the workers start
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "run"
-            alone = seconds(lambda: bare(plan))
+            alone = timed(lambda: bare(plan))
             whole, loop = in_a_folder(plan, folder)
-            page = seconds(lambda folder=folder: publish([assemble(folder)], folder))  # type: ignore[misc]
+            page = timed(lambda folder=folder: publish([assemble(folder)], folder))  # type: ignore[misc]
         for name, value in zip(found, (alone, whole, loop, page), strict=True):
             found[name] += [value] if counted else []
 

@@ -34,7 +34,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measuring import record, table
+from measuring import machine, record, table, timed
 from torch import Tensor, nn
 
 from fedunlearn import SGD, Client, InProcess, LocalTraining
@@ -103,12 +103,6 @@ def resident(kind: str) -> int:
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")), 0)
-
-
-def timed(body: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    body()
-    return time.perf_counter() - started
 
 
 def clients_point(clients: int, participants: int, rounds: int, workers: int) -> dict[str, Any]:
@@ -325,13 +319,19 @@ RUN = {
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """For `docs/performance.md`."""
     made = {"clients": _clients_table, "history": _history_table, "request": _request_table}
-    return {f"scale-{stage}": made[stage](found[stage]) for stage in made if stage in found}
+    return _told(found, made)
 
 
 def plan_tables(found: Mapping[str, Any]) -> dict[str, str]:
     """For `docs/scale.md`."""
     made = {"register": _register_table, "queue": _queue_table, "merging": _merging_table}
-    return {f"scale-{stage}": made[stage](found[stage]) for stage in made if stage in found}
+    return _told(found, made)
+
+
+def _told(found: Mapping[str, Any], made: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]]) -> dict[str, str]:
+    """The tables of the stages that were measured, the first below what all ran on."""
+    told = {f"scale-{stage}": make(found[stage]) for stage, make in made.items() if stage in found}
+    return {place: f"{machine(found)}\n\n{text}" if place == next(iter(told)) else text for place, text in told.items()}
 
 
 def _clients_table(points: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from scale import CLASSES, FEATURES, SAMPLES, TRAINING, peak, timed
+from measuring import timed
+from scale import CLASSES, FEATURES, SAMPLES, TRAINING, peak
 from torch import nn
 
 from fedunlearn.architecture import Architecture

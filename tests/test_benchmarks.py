@@ -16,6 +16,7 @@ import pytest
 from fedunlearn.experimentfile import load
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ENVIRONMENT = {"processor": "A processor", "cores": 2, "versions": {"torch": "2.14.1"}}
 
 
 def raw(folder: Path, benchmark: str, *arguments: str, environment: dict[str, str] | None = None) -> Any:
@@ -55,14 +56,18 @@ def test_the_engines_tables_say_what_was_measured() -> None:
         "seconds": {"plain": [4.0], "loader": [5.0], "fedunlearn": [2.0], "one worker": [3.0]},
         "busy": {"plain": [16.0], "loader": [20.0], "fedunlearn": [4.0], "one worker": [3.5]},
         "start": {"plain": begun, "loader": begun, "fedunlearn": helped},
+        "profile": {"GFLOP/s": 34.5, "GFLOP/s of a product": 84.0, "shares": {"convolutions": 0.6, "optimizer": 0.4}},
     }
-    told = ENGINE["tables"]({"networks": {"tiny": {**one, "ratios": ENGINE["ratios"](one)}}})
+    networks = {"tiny": {**one, "ratios": ENGINE["ratios"](one)}}
+    told = ENGINE["tables"]({"command": "a", "environment": ENVIRONMENT, "networks": networks})
     last = {place: [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]] for place, table in told.items()}
     assert last["engine"][:3] == ["tiny", "4 (4 to 4)", "5 (5 to 5)"]
     assert last["engine"][3:] == ["2 (2 to 2)", "3 (3 to 3)", "**0.50**", "**0.40**", "0.67"]
     assert last["engine-busy"][-2:] == ["0.25", "**1.33**"]
+    assert last["engine-profile"] == ["tiny", "34", "84", "60%", "40%"]
     assert last["engine-start"][4:] == ["**0.50**", "**0.50**", "580", "580", "600 + 556 + 500"]
-    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in told.values())
+    rows = [[line for line in table.splitlines() if line.startswith("|")] for table in told.values()]
+    assert all(len({line.count("|") for line in of_one}) == 1 for of_one in rows)
 
 
 @pytest.mark.parametrize("name", ["layernorm-cnn", "small-resnet", "small-vit"])
@@ -78,6 +83,13 @@ def test_the_engines_networks_are_those_of_the_shipped_experiments(name: str) ->
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def test_all_of_a_rounds_time_is_told_by_what_was_done_in_it() -> None:
+    told = ENGINE["profiled"]("layernorm-cnn")
+    assert sum(told["shares"].values()) == pytest.approx(1)
+    assert 0.1 < told["shares"]["convolutions"] < 0.9
+    assert 0 < told["GFLOP/s"] < told["GFLOP/s of a product"]
 
 
 @pytest.mark.long
@@ -127,9 +139,6 @@ def test_guard_a_runs_own_share_of_its_time_is_small(tmp_path: Path) -> None:
     """Measured 2.9 %; the promise is 5."""
     own = raw(tmp_path, "runner.py", "--pairs", "3")["own"]
     assert statistics.median(own) < 0.05
-
-
-ENVIRONMENT = {"processor": "A processor", "cores": 2, "versions": {"torch": "2.14.1"}}
 
 
 def test_the_runners_table_is_drawn_of_what_was_measured() -> None:
@@ -250,6 +259,6 @@ def test_peers_stand_beside_ours_and_one_that_failed_says_why() -> None:
     }
     told = of("peers/run.py", "tables")({"command": "a", "environment": ENVIRONMENT, "peers": peers})
     lines = told["speed"].splitlines()
-    assert lines[4:6] == ["| pfl==1 | 2.5 (2 to 3) | 0.50 | 25 (20 to 30) | 0.23 |", "| fluke==2 | failed | | | |"]
+    assert lines[4:6] == ["| pfl==1 | 2.5 (2 to 3) | 0.50 | 25 (20 to 30) | 0.23 |", "| fluke==2 | failed |  |  |  |"]
     assert lines[7] == "| plain | 1.75 (1.5 to 2) | 0.71 | 3.5 (3 to 4) | 1.62 |"
     assert told["peers"].splitlines()[-2:] == ["- pfl==1: Two processes.", "- fluke==2: One. It failed: no wheel"]
