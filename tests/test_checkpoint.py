@@ -359,13 +359,17 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         assert np.all(file.get_tensor("big.weight") == -1)
 
 
-def test_a_new_file_has_the_permissions_of_any_new_file(source: Path, output: Path) -> None:
+@pytest.mark.parametrize(("mode", "then"), [(0o666, 0o640), (0o600, 0o600), (0o444, 0o440)])
+def test_a_new_file_is_open_to_nobody_to_whom_its_source_is_not(
+    source: Path, output: Path, mode: int, then: int
+) -> None:
+    source.chmod(mode)
     umask = os.umask(0o027)
     try:
         negate_file(source, ["conv"], output)
     finally:
         os.umask(umask)
-    assert stat.S_IMODE(output.stat().st_mode) == 0o640
+    assert stat.S_IMODE(output.stat().st_mode) == then
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

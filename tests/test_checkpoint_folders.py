@@ -269,6 +269,14 @@ def test_a_subfolder_that_cannot_be_read_is_not_left_out(
         negate_file(folder, "a", tmp_path / "new")
 
 
+def test_files_are_open_to_nobody_to_whom_their_sources_are_not(folder: Path, tmp_path: Path) -> None:
+    for name in (INDEX, "model-False.safetensors", "config.json"):
+        (folder / name).chmod(0o600)
+    negate_file(folder, ["a"], tmp_path / "new")
+    for name in (INDEX, "model-False.safetensors", "config.json"):
+        assert (tmp_path / "new" / name).stat().st_mode & 0o777 == 0o600
+
+
 def test_where_a_folder_may_be_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(CheckpointError, match="there exists: choose another name"):

@@ -162,10 +162,11 @@ def measured(
             if "failed" not in found[peer]:
                 try:
                     theirs = ran(peer, environments.python(peer), rounds)
-                    ours = {name: ran(name, Path(sys.executable), rounds) for name in OURS}
-                    found[peer]["turns"].append({"peer": theirs, **ours})
                 except PeerError as error:
                     found[peer]["failed"] = str(error)
+                else:
+                    ours = {name: ran(name, Path(sys.executable), rounds) for name in OURS}
+                    found[peer]["turns"].append({"peer": theirs, **ours})
                 yield found
 
 
@@ -215,8 +216,11 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before it was done"))  # else a peer's processes stay
     environments = Environments(options.environments.resolve())
-    for peers in measured(options.peers, environments, options.rounds, options.turns):
-        recorded = record(options.output, {"rounds": options.rounds, "peers": peers})
+    try:
+        for peers in measured(options.peers, environments, options.rounds, options.turns):
+            recorded = record(options.output, {"rounds": options.rounds, "peers": peers})
+    except PeerError as error:  # ours: what a peer does not do is told in the table
+        sys.exit(str(error))
     print(tables(recorded)["peers"])
 
 

@@ -19,13 +19,16 @@ class FileError(ValueError):
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Write a file beside ``path``, then put it in its place: readers see the old one or the new one.
 
-    The file can be read back while it is written. It has the permissions of any new file (the process's
-    umask), and is on the disk, with its folder's entry, when this returns. On any error nothing is left behind
-    and what was at ``path`` is untouched (a process that is killed leaves a hidden ``.tmp`` file). A symbolic
-    link stays one: what it points to is replaced.
+    The file can be read back while it is written. It is on the disk, with its folder's entry, when this returns. On any
+    error nothing is left behind and what was at ``path`` is untouched (a process that is killed leaves a hidden
+    ``.tmp`` file). A symbolic link stays one: what it points to is replaced.
+
+    Args:
+        path: of the file.
+        mode: its permissions, less the umask's.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; or the disk failed after the new file was
@@ -34,7 +37,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
     # Not tempfile: its files are for the owner's eyes only (mode 0600), and would stay so after the rename.
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     try:
         with open(descriptor, "w+b") as file:
             yield file

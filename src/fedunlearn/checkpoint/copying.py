@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -20,7 +21,7 @@ from fedunlearn.checkpoint.journal import JOURNAL, chunks
 from fedunlearn.checkpoint.note import note_of
 from fedunlearn.checkpoint.signs import flip
 
-__all__ = ["files_of", "negated_file", "negated_folder"]
+__all__ = ["files_of", "mode_of", "negated_file", "negated_folder"]
 
 _WEIGHTS = (".safetensors", *PICKLED, ".h5", ".keras", ".msgpack", ".gguf", ".onnx", ".onnx_data")
 """How names of files end that hold a model, or an optimiser's averages over its gradients."""
@@ -70,7 +71,7 @@ def negated_folder(choice: Choice, output: Path) -> int:
     with _built(output) as new:
         for name in names:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            with File.created(new / name) as target:
+            with File.created(new / name, mode=mode_of(folder / name)) as target:
                 if str(name) in members:
                     negated_file(choice, members[str(name)], target)
                     size += target.size
@@ -81,6 +82,12 @@ def negated_folder(choice: Choice, output: Path) -> int:
                         copy(file, target, 0, file.size, 0)
                 target.sync()
     return size
+
+
+def mode_of(path: Path) -> int:
+    """A file's permissions, which its negated copy is not to exceed."""
+    with refusing("read", path):
+        return stat.S_IMODE(path.stat().st_mode)
 
 
 def files_of(checkpoint: Checkpoint) -> Iterator[Path]:

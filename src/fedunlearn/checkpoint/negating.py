@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedunlearn.atomic import atomic_write
 from fedunlearn.checkpoint.choice import Choice, choose
-from fedunlearn.checkpoint.copying import files_of, negated_file, negated_folder
+from fedunlearn.checkpoint.copying import files_of, mode_of, negated_file, negated_folder
 from fedunlearn.checkpoint.disk import File, text_of
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
 from fedunlearn.checkpoint.found import Index, Member, find
@@ -54,7 +54,8 @@ def negate_file(
     All other bytes of the data and all metadata stay; ``fedunlearn.negations`` gets one more entry (in a sharded set,
     in the index's metadata). The file system copies what stays; one that can (Btrfs, XFS) shares it. A checkpoint has
     no graph, so there is no default layer, and a BatchNorm's running mean does not follow (before such a checkpoint is
-    evaluated, train it or name ``bn1.running_mean`` too; training needs neither).
+    evaluated, train it or name ``bn1.running_mean`` too; training needs neither). A file's permissions are those of
+    what it was made of, less the umask's.
 
     Args:
         source: a safetensors file; or the index of a sharded set, or a folder with one of either. What else lies in
@@ -73,7 +74,8 @@ def negate_file(
     if source.is_dir() or choice.checkpoint.index is not None:
         return _done(choice, negated_folder(choice, output))
     _require_free(source, output, force)
-    with refusing("write", output), atomic_write(output) as file:
+    mode = mode_of(choice.checkpoint.members[0].path)
+    with refusing("write", output), atomic_write(output, mode=mode) as file:
         copy = File(output, file.fileno())
         negated_file(choice, choice.checkpoint.members[0], copy)
         size = copy.size
