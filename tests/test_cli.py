@@ -524,6 +524,9 @@ def test_recommending_to_scripts(shell: Shell) -> None:
     special, regular = (offer["unlearning"]["flops"] for offer in told["offers"] if offer["method"] == "PUF")
     one = told["model"]["forward_flops"] + told["model"]["backward_flops"]
     assert (special, regular) == (10 * 25 * one, 10 * 100 * one)
+    _, out, _ = shell("recommend", "--recovery-epochs", 2, "--rounds", 5, "--leaving", 4, "--samples", 100, "--json")
+    (tuned,) = (offer["total"] for offer in json.loads(out)["offers"] if offer["method"] == "FT")
+    assert tuned["flops"] == 5 * 6 * 2 * 100 * one
 
 
 @pytest.mark.parametrize(
@@ -545,6 +548,7 @@ def test_recommending_to_scripts(shell: Shell) -> None:
         (["--max-storage", "much"], "--max-storage: 'much' is no amount of bytes: write it as 2GB"),
         (["--max-flops", "-1"], "--max-flops must be above 0 and below 1e+30, such as 1e15, not -1"),
         (["--epochs", "0"], "--epochs must be above 0 and below 1e+30, such as 1"),
+        (["--recovery-epochs", "0"], "--recovery-epochs must be above 0 and below 1e+30, such as 2"),
         (["--epochs", "nan"], "--epochs must be above 0 and below 1e+30, such as 1"),
         (["--shape", "3x32x32"], "--shape 3x32x32: write the sizes of one input, such as 3,32,32"),
         (["--shape", "3,0,32"], "--shape 3,0,32: write the sizes"),

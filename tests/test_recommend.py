@@ -156,6 +156,15 @@ def test_prices_by_hand() -> None:
     assert updates.storage == 100 * (1 + 3 * 4) + 3 * 4 * 3 * 4
 
 
+def test_recovery_with_local_work_of_its_own() -> None:
+    """Three epochs, at three times the operations and the same bytes; Retrain's rounds are those of training."""
+    longer = replace(SIZE.training, epochs=3)
+    offers = {offer.name: offer.total for offer in recommend(SIZE, ALL, FLOPS, 6, training_rounds=4, recovery=longer)}
+    a_round = Traffic(200, 200, 214, 214, Work(90, 90))
+    assert offers["FT"] == Cost(a_round * 6, 6 * 90 * (2 + 3))
+    assert offers["Retrain"] == Cost(Traffic(200, 200, 214, 214, Work(30, 30)) * 4, 4 * 30 * (2 + 3))
+
+
 def test_guidance_in_half_an_epoch_labels_the_mean_of_what_chance_gives() -> None:
     # 30 of 90 samples go; one and a half epochs in batches of 10 are 14 batches, 140 passes, a third of them labelled.
     size = replace(SIZE, training=LocalTraining(epochs=1.5, batch_size=10), retained={"0": 60}, forgotten={"0": 30})

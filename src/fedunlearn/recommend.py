@@ -16,6 +16,7 @@ from fedunlearn.methods.freeze import Freeze
 from fedunlearn.methods.mode import MoDE
 from fedunlearn.methods.puf import PUF
 from fedunlearn.needs import Circumstances, Size
+from fedunlearn.programs import LocalTraining
 from fedunlearn.task import Method, changed
 
 __all__ = ["CANDIDATES", "Candidate", "Offer", "price", "recommend"]
@@ -103,6 +104,7 @@ def recommend(
     rounds: int,
     *,
     training_rounds: int,
+    recovery: LocalTraining | None = None,
     max_bytes: float | None = None,
     max_flops: float | None = None,
     max_storage: float | None = None,
@@ -119,6 +121,7 @@ def recommend(
         flops: of the network.
         rounds: of recovery.
         training_rounds: of the first training, which Retrain's recovery repeats.
+        recovery: the local training of recovery, but for Retrain; None: the ordinary one.
         max_bytes: of parameters, both ways, recovery included; None: there is no limit.
         max_flops: recovery included.
         max_storage: bytes kept since before the request.
@@ -136,22 +139,24 @@ def recommend(
         unlearning = total = None
         exceeded: tuple[str, ...] = ()
         if not lacking:
-            unlearning, recovery = price(method, size, flops, after)
-            total = unlearning + recovery
+            unlearning, recovering = price(method, size, flops, after, recovery)
+            total = unlearning + recovering
             exceeded = tuple(_exceeded(total, max_bytes, max_flops, max_storage))
         offers.append(Offer(candidate.name, method, lacking, after, unlearning, total, exceeded))
     return sorted(offers, key=_rank)
 
 
-def price(method: Method, size: Size, flops: SampleFlops, rounds: int) -> tuple[Cost, Cost]:
+def price(
+    method: Method, size: Size, flops: SampleFlops, rounds: int, recovery: LocalTraining | None = None
+) -> tuple[Cost, Cost]:
     """What the unlearning step and so many rounds of recovery cost, as `Account` counts it; seconds are left out."""
     kind, storage = method.needs.history, 0
     if kind is not None:
         storage = kept_bytes(kind, message=size.message, tensors=size.tensors, clients=size.clients, rounds=size.rounds)
-    step, recovery = method.cost(size), size.round() * rounds
+    step, recovering = method.cost(size), size.round(training=None if method.from_scratch else recovery) * rounds
     return (
         Cost(step, flops.of(step.work), storage=storage),
-        Cost(recovery, flops.of(recovery.work), storage=storage),
+        Cost(recovering, flops.of(recovering.work), storage=storage),
     )
 
 

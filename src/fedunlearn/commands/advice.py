@@ -60,6 +60,9 @@ def recommend_methods(
     training_rounds: Annotated[
         int, typer.Option(help="Of the first training, and of Retrain.", min=1, max=10**9)
     ] = 100,
+    recovery_epochs: Annotated[
+        float | None, typer.Option(help="Of local training in a round of recovery; else as --epochs. Not of Retrain.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Of recovery, for all other methods.", min=0, max=10**9)] = 50,
     target_gone: Annotated[
         bool, typer.Option("--target-gone", help="Those who leave cannot be reached any more.")
@@ -92,6 +95,7 @@ def recommend_methods(
     bytes_limit, storage_limit = _amount("--max-bytes", max_bytes), _amount("--max-storage", max_storage)
     _require_positive("--max-flops", max_flops, "1e15")
     _require_positive("--epochs", epochs, "1")
+    _require_positive("--recovery-epochs", recovery_epochs, "2")
     inputs, kept = input_shape(shape), _kept(history, no_history, secure_aggregation)
     retained, forgotten = _who_holds(clients, samples, _share(scope, share, leaving, target_gone, classes), leaving)
 
@@ -127,6 +131,7 @@ def recommend_methods(
         flops,
         rounds,
         training_rounds=training_rounds,
+        recovery=LocalTraining(epochs=epochs if recovery_epochs is None else recovery_epochs, batch_size=batch_size),
         max_bytes=bytes_limit,
         max_flops=max_flops,
         max_storage=storage_limit,
