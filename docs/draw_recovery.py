@@ -18,13 +18,15 @@ LINES = {  # kind of run, method -> colour, line style, legend
     ("-local", "FCU"): ("c5", "--", "FCU, two local epochs"),
     ("", "NoT"): ("c1", "-", "NoT"),
     ("-local", "NoT"): ("c1", "--", "NoT, two local epochs"),
+    ("-more", "NoT"): ("c1", ":", "NoT, four local epochs"),
     ("", "NotNot"): ("c2", "-", "NotNot"),
     ("-local", "Reinitialise"): ("c3", "--", "training anew, two local epochs"),
 }
+TITLES = {"cnn": "a small CNN", "resnet": "a small ResNet", "vit": "a small ViT", "skewed": "CNN, clients differ"}
 
 found = json.loads((DOCS / "measured" / "recovery.json").read_text(encoding="utf-8"))
 with mpl.rc_context(STYLE):
-    figure = mpl.figure.Figure(figsize=(10.5, 3.6), layout="constrained")
+    figure = mpl.figure.Figure(figsize=(10.5, 3.2), layout="constrained")
     axes = figure.subplots(1, len(found["frontier"]), sharey=True)
     for plot, (network, of) in zip(axes, found["frontier"].items(), strict=True):
         whole = of[""]["Retrain"][-1]["bytes"]
@@ -33,7 +35,7 @@ with mpl.rc_context(STYLE):
             if points:
                 x, y = zip(*((p["bytes"] / whole, p["gap_per_seed"]) for p in points), strict=True)
                 plot.plot(x, y, style, color=LIGHT[colour], marker="o", label=label)
-        plot.set(title=network, xlabel="bytes, of Retrain's", yscale="log")
+        plot.set(title=TITLES[network], xlabel="bytes, of Retrain's", yscale="log")
         plot.xaxis.set_major_formatter("{x:.0%}")
     axes[0].set_ylabel("average gap to Retrain, points")
     handles, labels = axes[0].get_legend_handles_labels()
