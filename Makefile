@@ -23,7 +23,7 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy
 
 bench: $(STAMP)
-	$(VENV)/bin/python benchmarks/engine.py
+	$(VENV)/bin/python benchmarks/engine.py --busy --profile
 	$(VENV)/bin/python benchmarks/scale.py
 	$(VENV)/bin/python benchmarks/checkpoint.py
 	$(VENV)/bin/python benchmarks/runner.py

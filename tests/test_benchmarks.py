@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from fedunlearn.experimentfile import load
+from fedunlearn.runner import run
+from tiny import load_tiny
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ENVIRONMENT = {"processor": "A processor", "cores": 2, "versions": {"torch": "2.14.1"}}
@@ -139,6 +141,50 @@ def test_guard_a_runs_own_share_of_its_time_is_small(tmp_path: Path) -> None:
     """Measured 2.9 %; the promise is 5."""
     own = raw(tmp_path, "runner.py", "--pairs", "3")["own"]
     assert statistics.median(own) < 0.05
+
+
+def point(sent: int, gap: float, **others: float) -> dict[str, float]:
+    return {"bytes": sent, "flops": 10 * sent, "gap": gap, "gap_per_seed": gap + 0.5, **others}
+
+
+def test_a_recoverys_table_tells_the_last_model_within_each_budget() -> None:
+    """By hand: NoT sends 40, so budgets are 10, 16, 20 and 40."""
+    once = {
+        "Retrain": [point(20, 6.0), point(40, 0.0)],
+        "NoT": [point(10, 4.0), point(20, 3.0), point(30, 2.0), point(40, 1.0)],
+        "FCU": [point(10, 9.0), point(21, 8.0), point(41, 7.0)],  # its own step before recovery: a twentieth is let go
+        "MoDE": [point(30, 5.0), point(50, 0.2)],
+    }
+    twice = {"Retrain": [point(40, 0.0)], "NoT": [point(10, 1.5), point(20, 0.5)]}
+    carried = {"cnn": {"conv1.weight": {"conv1": -1.0, "conv2": -0.3, "head": 0.1}}}
+    found = {"command": "a", "environment": ENVIRONMENT, "frontier": {"cnn": {"": once, "-local": twice}}}
+    told = of("recovery.py", "tables")({**found, "carried": carried})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told["recovery-cnn"].splitlines()[2:]]
+    assert rows == [
+        ["Retrain", "1", "-", "-", "6.00 (6.50)", "0.00 (0.50)", "100%", "100%"],
+        ["NoT", "1", "4.00 (4.50)", "4.00 (4.50)", "3.00 (3.50)", "1.00 (1.50)", "100%", "100%"],
+        ["FCU", "1", "9.00 (9.50)", "9.00 (9.50)", "8.00 (8.50)", "7.00 (7.50)", "102%", "102%"],
+        ["MoDE", "1", "-", "-", "-", "5.00 (5.50)", "125%", "125%"],
+        ["NoT", "2", "1.50 (2.00)", "1.50 (2.00)", "0.50 (1.00)", "-", "50%", "50%"],
+    ]
+    assert told["recovery-carried"].splitlines()[-1] == "| a small CNN | conv1.weight | -1.00 | -0.30 | +0.10 |"
+    assert told["recovery-machine"].startswith("`a`: A processor")
+
+
+def test_a_recoverys_frontier_is_of_the_models_that_a_run_has_scored(tmp_path: Path) -> None:
+    """Two seeds: what was sent is that of the rounds; Retrain ends at itself, with no distance."""
+    plan = load_tiny(tmp_path, "seeds=[0, 1]", 'methods=["Retrain", "NoT"]', "recovery.rounds=2", "training.rounds=2")
+    rows = list(run(plan, tmp_path / "run", workers=1))
+    found = of("recovery.py", "frontier")(tmp_path / "run")
+    assert list(found) == ["Retrain", "NoT"]
+    for method, points in found.items():
+        scored = [row for row in rows if row.method == method and row.scores and row.bill().traffic.both_ways]
+        assert [one["rounds"] for one in points] == [row.rounds for row in scored if row.seed == 0]
+        assert [one["bytes"] for one in points] == [row.bill().traffic.both_ways for row in scored if row.seed == 0]
+        last = [row.scores for row in scored if row.rounds == points[-1]["rounds"]]
+        assert points[-1]["forget"] == pytest.approx(statistics.fmean(scores.forget for scores in last if scores))
+    assert found["Retrain"][-1]["gap"] == found["Retrain"][-1]["gap_per_seed"] == 0
+    assert 0 <= found["NoT"][-1]["gap"] <= found["NoT"][-1]["gap_per_seed"]
 
 
 def test_the_runners_table_is_drawn_of_what_was_measured() -> None:
