@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diagnosed import LABELS, ROUNDS
-from fedunlearn.checkpoint import load_weights
+from fedunlearn.checkpoint import CheckpointError, load_weights
 from fedunlearn.evaluation.rows import ORIGINAL
 from fedunlearn.federation import Turn
 from fedunlearn.methods.negation import NoT
@@ -61,6 +61,13 @@ def test_a_path_has_every_model_that_was_kept_on_the_way(subject: Subject) -> No
     assert path[0][1].same_bits(subject.models["NoT", FIRST])
     assert path[-1][1].same_bits(subject.models["NoT", LAST])
     assert len({weights.digest() for _, weights in path}) == ROUNDS + 1
+
+
+def test_a_path_of_which_a_model_is_gone_is_refused(copy: Path) -> None:
+    (gone,) = copy.glob("seed-3/*-NoT/weights/recover-0002.safetensors")
+    gone.unlink()
+    with pytest.raises(CheckpointError, match="recover-0002"):
+        next(subjects(copy, most=1000)).path("NoT")
 
 
 def test_samples_are_the_clients_own_without_those_for_validation(subject: Subject) -> None:

@@ -156,9 +156,10 @@ class Record:
         save_weights(weights, self.folder / _WEIGHTS / f"{name}.safetensors", {k: str(v) for k, v in about.items()})
         self._weights[name] = weights.digest()
 
-    def has(self, name: str) -> bool:
-        """Whether a model was kept."""
-        return (self.folder / _WEIGHTS / f"{name}.safetensors").exists()
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of those that were kept, whether they are still there or not."""
+        return tuple(self._weights)
 
     def kept(self, name: str) -> Weights:
         """A model that was kept.
@@ -232,7 +233,7 @@ class Record:
         found = cls(other)
         if found._complete is None:
             raise RecordError(f"{other} is not complete")
-        for name in found._weights:
+        for name in found.models:
             found.kept(name)  # which looks whether it is as it was
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)

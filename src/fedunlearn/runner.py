@@ -380,7 +380,8 @@ def kept_on_the_way(home: RunFolder, seed: int, label: str) -> Iterator[tuple[in
     """The models of a method's recovery that a complete seed has kept, each with its round."""
     for record in home.records(seed):
         if record.label == label:
-            yield from ((row.rounds, record.kept(name)) for row in record.rows if record.has(name := _name_of(row)))
+            named = ((row.rounds, _name_of(row)) for row in record.rows)
+            yield from ((rounds, record.kept(name)) for rounds, name in named if name in record.models)
 
 
 def _name_of(row: Row) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -34,6 +33,7 @@ from fedunlearn.evaluation.membership import Membership
 from fedunlearn.experimentfile import load
 from fedunlearn.record import Record
 from fedunlearn.report.report import assemble, write_report
+from fedunlearn.runfolder import RunFolder
 
 __all__ = ["NEGATED", "NEVER", "Job"]
 
@@ -76,10 +76,10 @@ def run_all(folder: Path) -> Any:
     rows = list(runner.run(load(folder / "tiny.toml"), folder / "run", workers=1, cache=folder / "cache"))
     mark("report")
     write_report(assemble(folder / "run"), folder / "run" / "report.json")
-    kept = sorted((folder / "run").rglob("weights/*"))
-    return [without_times(row) for row in rows], {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept
-    }
+    home = RunFolder(folder / "run")
+    records = [record for seed in home.experiment["seeds"] for record in home.records(seed)]
+    kept = {f"{one.folder.name}/{name}": one.kept(name).digest() for one in records for name in one.models}
+    return [without_times(row) for row in rows], kept
 
 
 def serve(folder: Path) -> Any:
