@@ -76,6 +76,17 @@ def test_without_room_a_row_is_refused_in_a_sentence(tmp_path: Path, monkeypatch
         reserve(tmp_path / "rows", matrix, 1)
 
 
+def test_a_file_that_torch_cannot_map_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: str, **_: object) -> None:
+        raise RuntimeError(f"unable to open file <{path}> in read-write mode: Read-only file system (30)\n")
+
+    monkeypatch.setattr(torch, "from_file", refused)
+    with pytest.raises(OSError, match=r"Read-only file system \(30\)$"):
+        paged(tmp_path / "rows", 1, torch.zeros(3))
+
+
 def test_a_file_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         paged(tmp_path / "nowhere" / "rows", 1, torch.zeros(3))

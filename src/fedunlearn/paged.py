@@ -17,13 +17,17 @@ def paged(path: Path, rows: int, like: Tensor) -> Tensor:
     In ``like``'s dtype, float32 at least.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be made, or not be mapped.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     path.unlink(missing_ok=True)
     with open(path, "xb") as file:  # torch would make it too, but tells of a full disk in an error of its own
         file.truncate(rows * len(like) * dtype.itemsize)
-    return torch.from_file(str(path), shared=True, size=rows * len(like), dtype=dtype).view(rows, len(like))
+    try:
+        whole = torch.from_file(str(path), shared=True, size=rows * len(like), dtype=dtype)
+    except RuntimeError as error:  # the disk, which between the two calls has become read-only, say
+        raise OSError(str(error).strip()) from None
+    return whole.view(rows, len(like))
 
 
 def reserve(path: Path, matrix: Tensor, row: int) -> None:
