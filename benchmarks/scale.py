@@ -385,7 +385,7 @@ def _request_table(points: Sequence[Mapping[str, Any]]) -> str:
             f"{one['clients']:,}",
             *(f"{one[name]:.2f}" for name in ("seconds", "outside", "before")),
             f"{one['asked before']:,}",
-            f"{one['asked a round']:g}",
+            f"{one['asked a round']:.3g}",
         ]
         for one in points
     ]

@@ -194,7 +194,7 @@ def test_an_unlearning_goes_on_with_its_training(tmp_path: Path) -> None:
     until(service, lambda at: at._standing.current is not None)
     hospitals.book.close()
     other = replace(PLAN, training=replace(PLAN.training, optimizer=SGD(lr=5.0)))
-    with pytest.raises(ServiceError, match=r"unlearning 0 began with .*start the server with that training, stop rule"):
+    with pytest.raises(ServiceError, match=r"unlearning 0 began with .*start the server with that training, recovery"):
         hospitals.service(other)
     hospitals.book.close()
     service = hospitals.service()

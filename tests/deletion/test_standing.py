@@ -250,6 +250,29 @@ def test_events_travel_as_plain_values(events: list[tuple[str, Event]]) -> None:
         assert event_of(event.kind, plain(event)) == event
 
 
+@pytest.mark.parametrize(
+    ("event", "changes"),
+    [
+        (RoundDone("train", 0, None, "m", "c", []), {"absent": 3}),
+        (RoundDone("train", 0, None, "m", "c", []), {"bytes_down": {"a": 1}}),
+        (RoundDone("train", 0, None, "m", "c", []), {"bytes_up": True}),
+        (RoundDone("train", 0, None, "m", "c", []), {"phase": "tuned"}),
+        (RoundDone("train", 0, None, "m", "c", []), {"negations": ["conv"]}),
+        (Waited("train", 0, "nobody was there"), {"number": "0"}),
+        (Waited("train", 0, "nobody was there"), {"why": None}),
+    ],
+)
+def test_an_event_with_values_of_other_types_is_none(event: Event, changes: dict[str, Any]) -> None:
+    (name,) = changes
+    with pytest.raises(EventProblem, match=f"the {name} of an event of the kind '{event.kind}': Input should be"):
+        event_of(event.kind, {**plain(event), **changes})
+
+
+def test_a_text_that_cannot_be_printed_is_one() -> None:
+    event = Waited("train", 0, "\ud800")
+    assert event_of("waited", plain(event)) == event
+
+
 def test_no_other_event() -> None:
     for kind, body in (("nothing", {}), ("done", {}), ("done", {"request": "", "receipt": {}, "more": 1})):
         with pytest.raises(EventProblem, match="is none of ours"):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from functools import cache
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 __all__ = [
     "ENDED",
@@ -342,9 +345,23 @@ def event_of(kind: str, body: Mapping[str, Any]) -> Event:
     """`plain`'s inverse.
 
     Raises:
-        EventProblem: there is no such kind, or it has other fields.
+        EventProblem: there is no such kind, or it has other fields, or values of other types.
     """
     if kind not in KINDS or body.keys() != {f.name for f in fields(KINDS[kind])}:
         named = ", ".join(sorted(body))[:200]  # whoever wrote the file chose them
         raise EventProblem(f"an event of the kind {kind[:40]!r} with the fields {named} is none of ours")
+    for name, type_ in _types(kind).items():
+        try:
+            type_.validate_python(body[name], strict=True)
+        except ValidationError as error:
+            # A half of a surrogate pair, which nobody can print, is a text all the same.
+            if wrong := [each["msg"] for each in error.errors() if each["type"] != "string_unicode"]:
+                raise EventProblem(f"the {name} of an event of the kind {kind!r}: {wrong[0]}") from None
     return KINDS[kind](**body)
+
+
+@cache
+def _types(kind: str) -> Mapping[str, TypeAdapter[Any]]:
+    """Of an event's fields."""
+    hints = get_type_hints(KINDS[kind])
+    return {each.name: TypeAdapter(hints[each.name]) for each in fields(KINDS[kind])}

@@ -66,11 +66,15 @@ def issue(standing: Standing, request: str, head: Head, key: SigningKey, at: str
     judgement = (one.judgements or {}).get(request)
     if judgement is None or one.recovered is None:
         raise ReceiptProblem(f"request {request}: recovery and audit come before its receipt")
+    try:
+        asked = _request(entry, standing)
+    except KeyProblem as error:
+        raise ReceiptProblem(f"request {request}: the key that it is signed with: {error}") from None
     public = key.public
     content: dict[str, Any] = {
         "audit": {"status": judgement.get("status"), "sentence": judgement.get("sentence"), **judgement},
         "receipt": _FORMAT,
-        "request": _request(entry, standing),
+        "request": asked,
         "times": dict(entry.times),
         "answered": _answered(one),
         "recovery": _recovery(one),
