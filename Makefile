@@ -28,6 +28,8 @@ bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/checkpoint.py
 	$(VENV)/bin/python benchmarks/runner.py
 	$(VENV)/bin/python benchmarks/on_flower.py
+	$(VENV)/bin/python benchmarks/peers/run.py
+	$(VENV)/bin/python benchmarks/recovery.py
 
 clean:
 	rm -rf $(VENV)

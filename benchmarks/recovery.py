@@ -3,8 +3,8 @@
 Three networks, and one where clients differ, three seeds each: the published methods and NotNot with one local epoch
 a round (recovery-cnn, -resnet, -vit, -skewed), and some of them with two and half the rounds (-local). A gap at a
 budget is that of the last scored model that costs no more: the average gap of the means over seeds, in percentage
-points, and in brackets the mean of the seeds' own. Beside it, why a pair of layers recovers sooner: what comes through
-its negation in the models before the request.
+points, in brackets the mean of the seeds' own, and the share of the bytes that it had cost where that is less. Beside
+it, why a pair of layers recovers sooner: what comes through its negation in the models before the request.
 
 The runs take two hours on two cores; broken off, the same command goes on, and runs that are there are read.
 """
@@ -41,13 +41,13 @@ BUDGETS = (0.25, 0.4, 0.5, 1.0)  # of the bytes that NoT sends in all its rounds
 NOT = "NoT"
 
 
-def frontier(folder: Path) -> dict[str, list[dict[str, float]]]:
+def frontier(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Of each method, its scored models in order: rounds, bytes and FLOPs, gaps, and how much it has recovered."""
     rows = curves(assemble(folder).compared)
     seeds = sorted(rows[REFERENCE])
     retrained = [rows[REFERENCE][seed][-1].scores for seed in seeds]
 
-    def point(models: Sequence[Row]) -> dict[str, float]:
+    def point(models: Sequence[Row]) -> dict[str, Any]:
         gap: Gap = average_gap([row.scores for row in models if row.scores], retrained)  # type: ignore[arg-type]
         return {
             "rounds": models[0].rounds,
@@ -55,6 +55,7 @@ def frontier(folder: Path) -> dict[str, list[dict[str, float]]]:
             "flops": fmean(row.bill().flops for row in models),
             "gap": gap.of_means,
             "gap_per_seed": gap.mean,
+            "gaps": [average_gap([row.scores], [own]).mean for row, own in zip(models, retrained, strict=True)],
             "retain": fmean(row.scores.retain for row in models if row.scores),
             "forget": fmean(row.scores.forget for row in models if row.scores),
         }
@@ -113,7 +114,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     return {**told, "recovery-carried": _carried(found["carried"]), "recovery-machine": machine(found)}
 
 
-def _frontier(of: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> str:
+def _frontier(of: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
     whole, retrain = of[""][NOT][-1]["bytes"], of[""][REFERENCE][-1]
     budgets = [f"{share:.0%} of NoT's bytes" for share in BUDGETS]
     rows = []
@@ -121,20 +122,25 @@ def _frontier(of: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> 
         for method, points in points_of.items():
             if method == REFERENCE and kind:
                 continue
-            cells = [_within(points, share * whole) for share in BUDGETS]
+            cells = [_within(points, share * whole, whole) for share in BUDGETS]
             last = points[-1]
             shares = [f"{last[price] / retrain[price]:.0%}" for price in ("bytes", "flops")]
             rows.append([method, str(KINDS[kind]), *cells, *shares])
     return table(["method", "local epochs", *budgets, "bytes in all", "FLOPs in all"], rows)
 
 
-def _within(points: Sequence[Mapping[str, float]], budget: float) -> str:
-    """The gap of the last model within a budget; nothing, where the first costs more, or all was spent before."""
+def _within(points: Sequence[Mapping[str, Any]], budget: float, whole: float) -> str:
+    """The gap of the last model within a budget, and what it had cost if that was less; or nothing.
+
+    Nothing, where the first model costs more, or all was spent before.
+    """
     # A step of a few percent before recovery (FCU, PGD) is not to cost a method ten rounds.
     able = [point for point in points if point["bytes"] <= 1.05 * budget]
     if not able or (len(able) == len(points) and points[-1]["bytes"] < 0.9 * budget):
         return "-"
-    return f"{able[-1]['gap']:.2f} ({able[-1]['gap_per_seed']:.2f})"
+    last = able[-1]
+    spent = "" if last["bytes"] >= 0.95 * budget else f", at {last['bytes'] / whole:.0%}"
+    return f"{last['gap']:.2f} ({last['gap_per_seed']:.2f}){spent}"
 
 
 def _carried(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -162,10 +162,10 @@ def test_a_recoverys_table_tells_the_last_model_within_each_budget() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told["recovery-cnn"].splitlines()[2:]]
     assert rows == [
         ["Retrain", "1", "-", "-", "6.00 (6.50)", "0.00 (0.50)", "100%", "100%"],
-        ["NoT", "1", "4.00 (4.50)", "4.00 (4.50)", "3.00 (3.50)", "1.00 (1.50)", "100%", "100%"],
-        ["FCU", "1", "9.00 (9.50)", "9.00 (9.50)", "8.00 (8.50)", "7.00 (7.50)", "102%", "102%"],
-        ["MoDE", "1", "-", "-", "-", "5.00 (5.50)", "125%", "125%"],
-        ["NoT", "2", "1.50 (2.00)", "1.50 (2.00)", "0.50 (1.00)", "-", "50%", "50%"],
+        ["NoT", "1", "4.00 (4.50)", "4.00 (4.50), at 25%", "3.00 (3.50)", "1.00 (1.50)", "100%", "100%"],
+        ["FCU", "1", "9.00 (9.50)", "9.00 (9.50), at 25%", "8.00 (8.50)", "7.00 (7.50)", "102%", "102%"],
+        ["MoDE", "1", "-", "-", "-", "5.00 (5.50), at 75%", "125%", "125%"],
+        ["NoT", "2", "1.50 (2.00)", "1.50 (2.00), at 25%", "0.50 (1.00)", "-", "50%", "50%"],
     ]
     assert told["recovery-carried"].splitlines()[-1] == "| a small CNN | conv1.weight | -1.00 | -0.30 | +0.10 |"
     assert told["recovery-machine"].startswith("`a`: A processor")
@@ -185,6 +185,7 @@ def test_a_recoverys_frontier_is_of_the_models_that_a_run_has_scored(tmp_path: P
         assert points[-1]["forget"] == pytest.approx(statistics.fmean(scores.forget for scores in last if scores))
     assert found["Retrain"][-1]["gap"] == found["Retrain"][-1]["gap_per_seed"] == 0
     assert 0 <= found["NoT"][-1]["gap"] <= found["NoT"][-1]["gap_per_seed"]
+    assert statistics.fmean(found["NoT"][-1]["gaps"]) == pytest.approx(found["NoT"][-1]["gap_per_seed"])
 
 
 def test_the_runners_table_is_drawn_of_what_was_measured() -> None:

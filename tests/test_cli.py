@@ -96,6 +96,18 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(shell: Shell, checkpoint: Pat
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
+def test_a_path_is_no_network(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").mkdir()
+    assert "plain holds no safetensors file" in shell("layers", "./plain")[2]
+    torch.save({}, tmp_path / "plain" / "model.bin")
+    assert "pickled checkpoint" in shell("layers", "./plain")[2]
+    assert "No such file" in shell("layers", "gone.pt")[2]
+    assert "there is no model" not in shell("layers", "./nowhere/folder")[2]
+    (tmp_path / "resnet18").mkdir()
+    assert "layer1.0.conv1.weight" in shell("layers", "resnet18")[1]
+
+
 def test_files_that_cannot_be_read(shell: Shell, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "weights.pt")
     assert "pickled checkpoint" in shell("layers", tmp_path / "weights.pt")[2]

@@ -152,6 +152,7 @@ class Runs:
 
 
 STAND_IN = b"cnumpy\ndtype\n"
+UNTOLD = b"\x80\x02}q\x00(U\x04dataq\x01cnumpy.core.multiarray\n_reconstruct\n)RU\x06labels](K\x03eu."
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,7 @@ STAND_IN = b"cnumpy\ndtype\n"
         (lambda mark: pickle.dumps({"data": np.zeros((1, 3072)), "labels": [0]}, 2), "an array of f8, not of bytes"),
         (lambda mark: b"c_codecs\nencode\n(Vx\nVrot13\ntR.", "it has bytes in rot13"),
         (lambda mark: b"\x80\x02Nr\xff\xff\xff\x0f.", "it numbers a value 268435455, and has fewer"),  # else 4 GB
+        (lambda mark: UNTOLD, r"has 1 labels, but images of shape \(0, 0\)"),
         (lambda mark: b"", "no file of CIFAR's"),
         (lambda mark: python2(pixels(2, 0), {"labels": [0, 1]})[:-40], "no file of CIFAR's"),
         (lambda mark: pickle.dumps([1, 2]), "has no images, or no labels"),

@@ -538,6 +538,7 @@ def test_an_unlearning_is_gone_on_with_the_recovery_that_it_began_with(tmp_path:
     [
         (replace(TWO, seed=6), "was opened with another initial"),
         (replace(TWO, method=FedEraser()), "FedEraser needs a history or proxy data"),
+        (replace(TWO, method=NoT(layers="conv9")), "NoT does not fit this network: .*conv9"),
     ],
 )
 def test_a_server_that_would_be_another_one_is_refused(tmp_path: Path, plan: Plan, why: str) -> None:

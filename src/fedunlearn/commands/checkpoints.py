@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -111,9 +112,11 @@ def negate_checkpoint(
 
 def _is_checkpoint(name: str) -> bool:
     """Whether a file or a folder is meant, and not a network of that name."""
+    from fedunlearn.checkpoint.found import PICKLED
+
     path = Path(name)
-    known = name.endswith((".safetensors", ".safetensors.index.json")) or path.is_file()
-    return known or (path.is_dir() and (len(path.parts) > 1 or any(path.glob("*.safetensors*"))))
+    file = os.sep in name or name.endswith((".safetensors", ".safetensors.index.json", *PICKLED)) or path.is_file()
+    return file or (path.is_dir() and any(path.glob("*.safetensors*")))
 
 
 def _network(name: str) -> nn.Module:

@@ -84,7 +84,7 @@ class _Unpickler(pickle.Unpickler):
 class _Array:
     """Stands in for an array, and takes in what NumPy's own would be told."""
 
-    values: NDArray[np.uint8]
+    values: NDArray[np.uint8] = np.empty((0, 0), np.uint8)  # of an array that a file makes and tells nothing of
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Bytes, bool, bytes]) -> None:
         _, shape, dtype, fortran, content = state

@@ -49,8 +49,8 @@ class Plan:
         method: that answers requests. Where it cannot (it needs data that are deleted already), NoT does.
         stop: when recovery ends; it reads accuracy on the validation samples that stay, measured by the clients.
         most: rounds of recovery after which it ends in any case.
-        recovery: at the clients, of recovery; None: as ``training``. With two local epochs it takes about half as many
-            rounds, and so half as many bytes (docs/performance.md).
+        recovery: at the clients, of recovery; None: as ``training``. Two local epochs halved the rounds, and so the
+            bytes, on some networks (docs/performance.md, with fixed numbers of rounds).
         seed: of all randomness.
         participation: share of the clients that take part in a round.
         every: rounds between two looks for requests.

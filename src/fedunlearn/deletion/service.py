@@ -114,6 +114,14 @@ class Service:
             raise ServiceError(
                 f"{plan.method.name} needs a history or proxy data, which a service does not keep: NoT does without"
             )
+        everybody = site.federation
+        task = Task(
+            self._initial, everybody, everybody, everybody, (), plan.training, architecture, recovery=plan.recovery
+        )
+        try:
+            plan.method.check(task)
+        except ValueError as error:  # now, and not at the first request
+            raise ServiceError(f"{plan.method.name} does not fit this network: {error}") from None
         current = self._standing.current
         if current is not None and current.began.plan != plan.said:
             raise ServiceError(

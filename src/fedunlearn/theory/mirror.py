@@ -96,4 +96,5 @@ def _outputs(model: nn.Module, x: Tensor, at: Sequence[str]) -> dict[str, Tensor
 def _correlation(a: Tensor, b: Tensor) -> float:
     a, b = a - a.mean(0), b - b.mean(0)
     norms = float(a.norm() * b.norm())
-    return float((a * b).sum()) / norms if norms else 0.0
+    # Of two that are the same but for the sign, rounding alone gives more than 1.
+    return max(-1.0, min(1.0, float((a * b).sum()) / norms)) if norms else 0.0
