@@ -141,6 +141,16 @@ def test_history_in_the_note_of_a_shard_goes_on_in_the_index(folder: Path, tmp_p
     assert all(torch.equal(tensor, expected[name]) for name, tensor in load_weights(folder).parameters.items())
 
 
+def test_a_shard_that_is_named_alone_knows_what_its_set_tells(folder: Path, tmp_path: Path) -> None:
+    negate_in_place(folder, "a")
+    shard = folder / "model-False.safetensors"
+    assert negate_file(shard, "a", tmp_path / "alone.safetensors").again == ("a.weight",)
+    assert negate_in_place(shard, ["a", "b"]).again == ("a.weight",)
+    assert negate_in_place(folder / "model-True.safetensors", "c").again == ()
+    (folder / INDEX).write_text("{")
+    assert negate_in_place(folder / "model-True.safetensors", "d").names == ("d.weight",)
+
+
 def rewritten(folder: Path, **changes: Any) -> None:
     content = json.loads((folder / INDEX).read_text())
     (folder / INDEX).write_text(json.dumps({**content, **changes}))

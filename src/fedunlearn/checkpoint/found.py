@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,17 @@ from fedunlearn.checkpoint.journal import INDEX, LARGEST, settle
 from fedunlearn.checkpoint.note import noted
 from fedunlearn.names import Layer, guess_kinds
 
-__all__ = ["PICKLED", "Checkpoint", "Index", "Member", "find", "read_layers", "read_metadata", "real"]
+__all__ = [
+    "PICKLED",
+    "Checkpoint",
+    "Index",
+    "Member",
+    "find",
+    "read_layers",
+    "read_metadata",
+    "real",
+    "told_by_an_index",
+]
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """How names of pickled checkpoints end."""
@@ -145,6 +156,16 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     """
     with opened(Path(path)) as (_, header):
         return dict(header.metadata)
+
+
+def told_by_an_index(path: Path) -> History:
+    """What the index of a set tells, of which a file that was named alone is a shard; a broken one tells nothing."""
+    told: History = ()
+    for beside in sorted(path.parent.glob(f"*{INDEX}")):
+        with suppress(CheckpointError):
+            index = _index(beside)
+            told += index.history if path.name in index.content["weight_map"].values() else ()
+    return told
 
 
 def real(path: Path, folder: Path) -> Path:

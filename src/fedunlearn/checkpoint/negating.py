@@ -12,7 +12,7 @@ from fedunlearn.checkpoint.choice import Choice, choose
 from fedunlearn.checkpoint.copying import files_of, mode_of, negated_file, negated_folder
 from fedunlearn.checkpoint.disk import File, text_of
 from fedunlearn.checkpoint.errors import CheckpointError, refusing
-from fedunlearn.checkpoint.found import Index, Member, find
+from fedunlearn.checkpoint.found import Index, Member, find, told_by_an_index
 from fedunlearn.checkpoint.header import opened
 from fedunlearn.checkpoint.journal import LARGEST, Change, Note, Plan, at_work, carry_out, settle
 from fedunlearn.checkpoint.note import mark_of, note_of, note_text
@@ -27,7 +27,7 @@ class FileNegation:
 
     Attributes:
         names: the negated parts.
-        again: those that had been negated before, by the checkpoint's own history.
+        again: those that had been negated before, by the checkpoint's own history, or that of the set it is a shard of.
         means: the running means in it, which stay as they are: which of them follows a layer only its network knows.
         negated_bytes, file_bytes: of the parts, and of all files with tensors.
         note: the file beside the checkpoint that tells its history now, where the header had no room for it.
@@ -163,7 +163,8 @@ def _starts(choice: Choice, member: Member) -> list[bytes]:
 
 def _done(choice: Choice, file_bytes: int, note: Path | None = None) -> FileNegation:
     checkpoint, names = choice.checkpoint, choice.names
-    again = tuple(name for name in names if any(name in before for before in checkpoint.history))
+    told = told_by_an_index(checkpoint.path) if checkpoint.index is None else ()
+    again = tuple(name for name in names if any(name in before for before in (*told, *checkpoint.history)))
     tensors = (name for member in checkpoint.members for name in member.header.tensors)
     means = tuple(name for name in tensors if name.endswith("running_mean"))
     negated = sum(one.stop - one.start for member in checkpoint.members for one in choice.stretches(member))
