@@ -541,6 +541,18 @@ def test_recommending_to_scripts(shell: Shell) -> None:
     assert tuned["flops"] == 5 * 6 * 2 * 100 * one
 
 
+def test_a_method_that_does_not_fit_the_network_is_not_recommended(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+    (tmp_path / "lone.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = shell("recommend", "--model", "lone:build", "--shape", "3,2,2", "--classes", 3, "--json")
+    cannot = {offer["method"]: offer["lacking"] for offer in json.loads(out)["offers"] if not offer["can_run"]}
+    assert set(cannot) == {"NotNot", "FUKD"}  # of which FUKD needs proxy data
+    assert "no two layers in a row" in cannot["NotNot"][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

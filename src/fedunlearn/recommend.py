@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,7 @@ def recommend(
     *,
     training_rounds: int,
     recovery: LocalTraining | None = None,
+    misfit: Callable[[Method], str | None] = lambda _: None,
     max_bytes: float | None = None,
     max_flops: float | None = None,
     max_storage: float | None = None,
@@ -122,6 +123,7 @@ def recommend(
         rounds: of recovery.
         training_rounds: of the first training, which Retrain's recovery repeats.
         recovery: the local training of recovery, but for Retrain; None: the ordinary one.
+        misfit: says why a method does not fit the network, if it does not (`Method.check`); else all are taken to fit.
         max_bytes: of parameters, both ways, recovery included; None: there is no limit.
         max_flops: recovery included.
         max_storage: bytes kept since before the request.
@@ -135,6 +137,8 @@ def recommend(
     for candidate in candidates:
         method = candidate.method
         lacking = method.needs.lacking(circumstances)
+        if why := misfit(method):
+            lacking += (why,)
         after = training_rounds if method.from_scratch else rounds
         unlearning = total = None
         exceeded: tuple[str, ...] = ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from fedunlearn.evaluation.flops import SampleFlops
     from fedunlearn.history import HistoryKind
+    from fedunlearn.programs import LocalTraining
+    from fedunlearn.task import Method
 
 __all__ = ["list_methods", "recommend_methods"]
 
@@ -106,12 +109,12 @@ def recommend_methods(
     from fedunlearn.weights import Weights
 
     network, flops = _measured(model, classes, inputs)
-    weights = Weights.of(network)
+    weights, training = Weights.of(network), LocalTraining(epochs=epochs, batch_size=batch_size)
     size = Size(
         weights.parameter_bytes,
         weights.nbytes - weights.parameter_bytes,
         len(weights.parameters),
-        LocalTraining(epochs=epochs, batch_size=batch_size),
+        training,
         retained,
         forgotten,
         proxy=proxy,
@@ -131,7 +134,8 @@ def recommend_methods(
         flops,
         rounds,
         training_rounds=training_rounds,
-        recovery=LocalTraining(epochs=epochs if recovery_epochs is None else recovery_epochs, batch_size=batch_size),
+        recovery=dataclasses.replace(training, epochs=epochs if recovery_epochs is None else recovery_epochs),
+        misfit=_misfits(network, inputs, training),
         max_bytes=bytes_limit,
         max_flops=max_flops,
         max_storage=storage_limit,
@@ -144,6 +148,30 @@ def recommend_methods(
     told = ", ".join(sorted(kept)) or "nothing"
     print(f"{model}, {clients} clients with {samples} samples, {goes}; kept of the training: {told}")
     print_offers(offers)
+
+
+def _misfits(network: nn.Module, inputs: tuple[int, ...], training: LocalTraining) -> Callable[[Method], str | None]:
+    """Says of a method why it does not fit the network, if it does not."""
+    import torch
+
+    from fedunlearn.architecture import Architecture
+    from fedunlearn.backends.in_process import InProcess
+    from fedunlearn.client import Client
+    from fedunlearn.task import Task
+    from fedunlearn.weights import Weights
+
+    somebody = Client.of("0", (torch.zeros(1, *inputs), torch.zeros(1, dtype=torch.long)), validation=0)
+    everybody = InProcess(Architecture(lambda: copy.deepcopy(network)), [somebody])
+    task = Task(Weights.of(network), everybody, everybody, everybody, (), training, everybody.architecture)
+
+    def misfit(method: Method) -> str | None:
+        try:
+            method.check(task)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    return misfit
 
 
 def _tell_method(name: str, as_json: bool) -> None:
