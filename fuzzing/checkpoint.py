@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
 from safetensors.torch import save
 
-from fedunlearn.checkpoint import CheckpointError, load_weights, negate_file, read_layers, read_metadata
+from fedunlearn.checkpoint import (
+    CheckpointError,
+    load_weights,
+    negate_file,
+    negate_in_place,
+    read_layers,
+    read_metadata,
+)
+from fedunlearn.checkpoint.journal import _HEAD, _READY, INDEX, JOURNAL, Change, Plan, Stretch, _record, at_work
+from fedunlearn.checkpoint.note import note_of
 from fedunlearn.names import SIGNED
 from fuzzing.mutation import bytes_changed, json_changed
 from fuzzing.target import Finding, Target, folder
 
-__all__ = ["CHECKPOINT"]
+__all__ = ["CHECKPOINT", "CHECKPOINT_FOLDER"]
 
+_HOLDERS = {"a.weight": "0.safetensors", "b.weight": "1.safetensors"}
 _LENGTH = 8  # bytes in front, the length of the header
 
 
@@ -78,4 +91,78 @@ def _header(data: bytes) -> object:
     return json.loads(data[_LENGTH : _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
 
 
+@functools.cache
+def _folders() -> Sequence[bytes]:
+    """What lies beside two shards: an index, a note, and the journal of a negation that was broken off."""
+    with folder() as place:
+        _shards(place)
+        shard = place / "0.safetensors"
+        negate_in_place(shard, "a")
+        note = json.loads(note_of(shard).read_text())
+        with at_work(place) as journal:
+            plan = Plan((Change(shard.name, *_told(shard), (Stretch(*_place(shard), "float32"),)),), ())
+            _record(journal, place, plan)
+            raw = journal.read(0, journal.size).tobytes()
+    end = _HEAD + int.from_bytes(raw[8:16], "little")
+    index = {"metadata": {"fedunlearn.negations": [["b.weight"]]}, "weight_map": dict(_HOLDERS)}
+    journal_said = {"plan": json.loads(raw[_HEAD:end]), "kept": raw[end:].hex()}
+    seeds = ({"index": index}, {"note": note}, {"index": index, "note": note}, {"index": index, **journal_said})
+    return [json.dumps(seed).encode() for seed in seeds]
+
+
+def _told(shard: Path) -> tuple[int, str, str]:
+    raw = shard.read_bytes()
+    header = raw[_LENGTH : _LENGTH + int.from_bytes(raw[:_LENGTH], "little")].decode()
+    return len(raw), header, header
+
+
+def _place(shard: Path) -> tuple[int, int]:
+    raw = shard.read_bytes()
+    start = _LENGTH + int.from_bytes(raw[:_LENGTH], "little")
+    return start, len(raw)
+
+
+def _shards(place: Path) -> None:
+    for name, shard in _HOLDERS.items():
+        (place / shard).write_bytes(save({name: torch.ones(2, 2)}))
+
+
+def _read_folder(data: bytes) -> None:
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    said = said if isinstance(said, dict) else {"index": said}
+    with folder() as place:
+        _shards(place)
+        for key, path in {"index": place / f"model{INDEX}", "note": note_of(place / "0.safetensors")}.items():
+            if key in said:
+                path.write_text(json.dumps(said[key]))
+        if "plan" in said:
+            plan = json.dumps(said["plan"]).encode()
+            kept = str(said.get("kept")).encode("utf-8", "replace")
+            kept = bytes.fromhex(kept.decode()) if re.fullmatch(rb"(?:[0-9a-f]{2})*", kept) else kept
+            head = len(plan).to_bytes(8, "little") + hashlib.sha256(plan + kept).digest()
+            (place / JOURNAL).write_bytes(_READY + head + plan + kept)
+        new = place / "new"
+        uses: list[Callable[[], object]] = [
+            *(partial(read, path) for read in (read_layers, load_weights) for path in (place, place / "0.safetensors")),
+            partial(negate_file, place / "0.safetensors", "a", new),
+            partial(negate_in_place, place, "a"),
+        ]
+        problems = []
+        for use in uses:
+            try:
+                use()
+            except CheckpointError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
+
+
+def _folder_mutated(data: bytes, random: Random) -> bytes:
+    return json_changed(data, random, _folders)
+
+
 CHECKPOINT = Target("checkpoint", _read, (CheckpointError,), _seeds, _mutated)
+CHECKPOINT_FOLDER = Target("checkpoint-folder", _read_folder, (CheckpointError,), _folders, _folder_mutated)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fuzzing.checkpoint import CHECKPOINT
+from fuzzing.checkpoint import CHECKPOINT, CHECKPOINT_FOLDER
 from fuzzing.data import CIFAR, IDX
 from fuzzing.experiment import EXPERIMENT
 from fuzzing.outbox import OUTBOX
@@ -19,7 +19,7 @@ __all__ = ["TARGETS"]
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        *(EXPERIMENT, CHECKPOINT, ORDER, ANSWER, TALK, REGISTER_FILE, REGISTER_EVENTS),
+        *(EXPERIMENT, CHECKPOINT, CHECKPOINT_FOLDER, ORDER, ANSWER, TALK, REGISTER_FILE, REGISTER_EVENTS),
         *(REQUEST, RECEIPT, KEY, OUTBOX, RECORD, FOUND, IDX, CIFAR),
     )
 }
