@@ -93,3 +93,14 @@ def test_what_cannot_be_compared_is_told() -> None:
     twice = nn.Sequential(nn.Linear(2, 2), shared, nn.Linear(2, 2), shared)
     with pytest.raises(ValueError, match="1 runs 2 times, not once"):
         carried(twice, "0", torch.randn(3, 2), ["1"])
+
+
+def test_an_activation_in_place_changes_nothing_of_it_nor_does_a_wrapper() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    in_place = nn.Sequential(plain[0], nn.ReLU(inplace=True), plain[2])
+    x = torch.randn(50, 4, dtype=torch.float64)
+    expected = carried(plain, "0", x, ["0", "2"])
+    assert expected["0"] == pytest.approx(-1)
+    assert carried(in_place, "0", x, ["0", "2"]) == expected
+    assert carried(nn.DataParallel(plain), "0", x, ["0", "2"]) == expected

@@ -40,7 +40,7 @@ def read(paths: Sequence[Path], entry: str, classes: int) -> tuple[Tensor, Tenso
 def _batch(path: Path, entry: str, classes: int) -> tuple[NDArray[np.uint8], Tensor]:
     try:
         content = path.read_bytes()
-        _require_memory_in_use(content)
+        _require_numbers_in_turn(content)
         # Python 2's text comes as bytes; so do its arrays' values, which are no text in any encoding.
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except OSError:
@@ -59,7 +59,7 @@ def _batch(path: Path, entry: str, classes: int) -> tuple[NDArray[np.uint8], Ten
     return images, torch.tensor(labels)
 
 
-def _require_memory_in_use(content: bytes) -> None:
+def _require_numbers_in_turn(content: bytes) -> None:
     """A pickle numbers the values that it will come back to, and for a large number as much memory is set aside."""
     for count, (opcode, number, _) in enumerate(pickletools.genops(content)):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(number, int) and number > count:

@@ -81,13 +81,14 @@ def carried(model: nn.Module, layers: Selection, x: Tensor, at: Sequence[str]) -
 
 
 def _outputs(model: nn.Module, x: Tensor, at: Sequence[str]) -> dict[str, Tensor]:
-    found: dict[str, list[Tensor]] = {name: [] for name in at}
+    network, found = unwrap(model), {name: list[Tensor]() for name in at}
 
     def keep(name: str, _: int, output: Tensor) -> None:
-        found[name].append(output.detach().flatten(1).double())
+        # A copy, since an activation in place writes over what came before it.
+        found[name].append(output.detach().flatten(1).to(torch.float64, copy=True))
 
-    with hearing(model, found, keep), torch.no_grad():
-        unwrap(model)(x.to(device_of(model)))
+    with hearing(network, found, keep), torch.no_grad():
+        network(x.to(device_of(network)))
     if several := [name for name, outputs in found.items() if len(outputs) != 1]:
         raise ValueError(f"{several[0]} runs {len(found[several[0]])} times, not once: name other modules")
     return {name: output for name, (output,) in found.items()}
