@@ -378,13 +378,13 @@ def check_all_snapshots(plan: Experiment, tmp_path: Path, choose: Callable[[int]
         list(run(plan, home / "run", workers=1, cache=home / "cache"))
         assert reported(home / "run") == expected, number
         assert weights_of(home / "run") == weights, number
-        if number % 4 == 0:  # whatever a killed process left half done in the cache, nobody else is misled by it
+        if number % 2 == 0:  # whatever a killed process left half done in the cache, nobody else is misled by it
             list(run(plan, home / "other", workers=1, cache=home / "cache"))
             assert reported(home / "other") == expected, number
 
 
 def test_killed_before_any_of_some_writes_it_ends_with_the_same_bits(tmp_path: Path, slowly: Experiment) -> None:
-    check_all_snapshots(slowly, tmp_path, lambda count: random.Random(0).sample(range(count), 6))
+    check_all_snapshots(slowly, tmp_path, lambda count: random.Random(0).sample(range(count), 3))
 
 
 @pytest.mark.long
