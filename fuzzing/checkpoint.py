@@ -74,21 +74,22 @@ def _negate(data: bytes, name: str, source: Path, output: Path) -> None:
 
 
 def _mutated(data: bytes, random: Random) -> bytes:
-    length = int.from_bytes(data[:_LENGTH], "little")
-    header, rest = data[_LENGTH : _LENGTH + length], data[_LENGTH + length :]
+    header, rest = _split(data)
     match random.randrange(4):
         case 0:
             return bytes_changed(data, random)
         case 1:
             rest = bytes_changed(rest, random)
         case _:
-            header = json_changed(header, random, lambda: [json.dumps(_header(seed)).encode() for seed in _seeds()])
+            header = json_changed(header, random, lambda: [_split(seed)[0] for seed in _seeds()])
     told = len(header) if random.random() < 0.9 else random.choice((0, 1, 2**31, 2**63, 2**64 - 1, len(header) + 1))
     return told.to_bytes(_LENGTH, "little") + header + rest
 
 
-def _header(data: bytes) -> object:
-    return json.loads(data[_LENGTH : _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
+def _split(data: bytes) -> tuple[bytes, bytes]:
+    """The header's JSON, and the tensors' bytes."""
+    end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
+    return data[_LENGTH:end], data[end:]
 
 
 @functools.cache
@@ -99,27 +100,18 @@ def _folders() -> Sequence[bytes]:
         shard = place / "0.safetensors"
         negate_in_place(shard, "a")
         note = json.loads(note_of(shard).read_text())
+        content = shard.read_bytes()
+        header, numbers = _split(content)
+        all_of_it = Stretch(len(content) - len(numbers), len(content), "float32")
+        change = Change(shard.name, len(content), header.decode(), header.decode(), (all_of_it,))
         with at_work(place) as journal:
-            plan = Plan((Change(shard.name, *_told(shard), (Stretch(*_place(shard), "float32"),)),), ())
-            _record(journal, place, plan)
+            _record(journal, place, Plan((change,), ()))
             raw = journal.read(0, journal.size).tobytes()
     end = _HEAD + int.from_bytes(raw[8:16], "little")
     index = {"metadata": {"fedunlearn.negations": [["b.weight"]]}, "weight_map": dict(_HOLDERS)}
     journal_said = {"plan": json.loads(raw[_HEAD:end]), "kept": raw[end:].hex()}
     seeds = ({"index": index}, {"note": note}, {"index": index, "note": note}, {"index": index, **journal_said})
     return [json.dumps(seed).encode() for seed in seeds]
-
-
-def _told(shard: Path) -> tuple[int, str, str]:
-    raw = shard.read_bytes()
-    header = raw[_LENGTH : _LENGTH + int.from_bytes(raw[:_LENGTH], "little")].decode()
-    return len(raw), header, header
-
-
-def _place(shard: Path) -> tuple[int, int]:
-    raw = shard.read_bytes()
-    start = _LENGTH + int.from_bytes(raw[:_LENGTH], "little")
-    return start, len(raw)
 
 
 def _shards(place: Path) -> None:
